@@ -1,0 +1,190 @@
+"""best_model.pth: one file that explains itself. Save, load, verify, find.
+
+The file holds plain types and tensors only and is read with `weights_only=True`: no code in it is ever run. What does
+not fit is refused in words, never patched.
+"""
+
+import dataclasses
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cnn.labels import ESC50
+from cnn.mel import MelConfig
+from cnn.model import AudioCNN, ModelConfig
+
+FORMAT = "audio-cnn/1"
+NAMES = ("best_model.pth", "best_models.pth")  # both spellings exist in the family
+BOX = Path(__file__).resolve().parent.parent / "assets" / "models"
+DEFAULT = BOX / "resnet34" / "best_model.pth"
+MAX_BYTES = 500_000_000
+MAX_PARAMETERS = 200_000_000
+
+Config = TypeVar("Config", ModelConfig, MelConfig)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file, what is wrong and the way out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    model: ModelConfig
+    mel: MelConfig
+    labels: tuple[str, ...]  # in the order of the logits
+    state_dict: dict[str, Tensor]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # of this very file
+    recipe: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # data, licence, folds trained on and held out, versions
+
+    def build(self) -> AudioCNN:
+        """The network with these weights, float32, in evaluation mode."""
+        model = AudioCNN(self.model)
+        model.load_state_dict(self.state_dict)
+        return model.float().eval()
+
+
+def half(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in float16 for shipping; BatchNorm's tensors stay float32: variances leave float16's range."""
+    norms = {k.rsplit(".", 1)[0] for k in state_dict if k.endswith(".running_var")}
+    return {
+        k: v.half() if v.is_floating_point() and k.rsplit(".", 1)[0] not in norms else v.clone()
+        for k, v in state_dict.items()
+    }
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
+    """Write `path` whole or not at all: a temporary name beside it, then `os.replace`.
+
+    Raises CheckpointError when the folder cannot be written or is full; an older file there stays as it was.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    payload = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(checkpoint.model),
+        "mel": dataclasses.asdict(checkpoint.mel),
+        "labels": list(checkpoint.labels),
+        "state_dict": {k: v.detach().cpu().contiguous() for k, v in checkpoint.state_dict.items()},
+        "calibration": checkpoint.calibration,
+        "metrics": checkpoint.metrics,
+        "recipe": checkpoint.recipe,
+        "provenance": checkpoint.provenance,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(payload, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
+        raise CheckpointError(f"{path} could not be written ({e}): free some space or choose another folder") from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Checkpoint:
+    """Read and verify. Raises CheckpointError saying what is wrong with the file."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {kind}: name a best_model.pth")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {size / 1e6:.0f} MB, more than a network of this family can need")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(
+            f"{path} was not loaded: it is damaged, or holds more than weights and plain values and could run code; "
+            "use a file written by this project"
+        ) from e
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+        if isinstance(e, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: damaged, cut off or of another kind") from e
+    return _verify(payload, path)
+
+
+def find(model: str | os.PathLike | None = None) -> Path:
+    """Where the weights are: the path given, $AUDIO_CNN_MODEL, the working directory, the box.
+
+    `model` may also be the name of a network in the box (`resnet34`). Raises CheckpointError naming what was tried.
+    """
+    wanted, origin = (model, "") if model else (os.environ.get("AUDIO_CNN_MODEL"), " (from AUDIO_CNN_MODEL)")
+    if wanted:
+        path = Path(wanted)
+        if path.is_dir():
+            for name in NAMES:
+                if (path / name).is_file():
+                    return path / name
+            raise CheckpointError(f"{path}{origin} holds neither {' nor '.join(NAMES)}")
+        if path.exists():
+            return path
+        boxed = BOX / str(wanted) / NAMES[0]
+        if path.name == str(wanted) and boxed.is_file():
+            return boxed
+        known = ", ".join(sorted(p.parent.name for p in BOX.glob(f"*/{NAMES[0]}"))) or "nothing"
+        raise CheckpointError(f"{wanted}{origin} does not exist: give the path of a checkpoint; in the box: {known}")
+    for name in NAMES:
+        if Path(name).is_file():
+            return Path(name)
+    if DEFAULT.is_file():
+        return DEFAULT
+    raise CheckpointError(f"no weights: {DEFAULT} is missing; give --model PATH or set AUDIO_CNN_MODEL")
+
+
+def _verify(payload: Any, path: Path) -> Checkpoint:
+    kinds = {"format": str, "model": dict, "mel": dict, "labels": list, "state_dict": dict}
+    kinds |= {"calibration": dict, "metrics": dict, "recipe": dict, "provenance": dict}
+    if not isinstance(payload, dict):
+        raise CheckpointError(f"{path} holds a {type(payload).__name__}, not a checkpoint")
+    if lacking := [k for k in kinds if k not in payload]:
+        raise CheckpointError(f"{path} lacks {', '.join(lacking)}: it was not written by this project")
+    if payload["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {str(payload['format'])[:40]!r}, this version reads {FORMAT!r}")
+    if wrong := [k for k, kind in kinds.items() if not isinstance(payload[k], kind)]:
+        raise CheckpointError(f"{path}: {', '.join(wrong)} should be {', '.join(kinds[k].__name__ for k in wrong)}")
+    model = _config(ModelConfig, payload["model"], "model", path)
+    mel = _config(MelConfig, payload["mel"], "mel", path)
+    labels = payload["labels"]
+    if len(labels) != model.num_classes or len(set(map(str, labels))) != len(labels):
+        raise CheckpointError(f"{path}: {len(labels)} labels for a network of {model.num_classes} classes")
+    if unknown := [x for x in labels if x not in ESC50]:
+        raise CheckpointError(f"{path}: {str(unknown[0])[:40]!r} is not a class of ESC-50")
+    with torch.device("meta"):  # shapes without memory: a hostile configuration cannot ask for any
+        expected = {k: v.shape for k, v in AudioCNN(model).state_dict().items()}
+    if sum(map(math.prod, expected.values())) > MAX_PARAMETERS:
+        raise CheckpointError(f"{path}: a network of more than {MAX_PARAMETERS / 1e6:.0f} M parameters is not loaded")
+    state = payload["state_dict"]
+    if lacking := [k for k in expected if k not in state]:
+        raise CheckpointError(f"{path}: {len(lacking)} tensors of {model.name} are missing, first {lacking[0]}")
+    if surplus := [k for k in state if k not in expected]:
+        first = str(surplus[0])[:60]
+        raise CheckpointError(f"{path}: {len(surplus)} tensors have no place in {model.name}, first {first}")
+    for key, shape in expected.items():
+        if not isinstance(state[key], Tensor) or state[key].shape != shape:
+            found = tuple(state[key].shape) if isinstance(state[key], Tensor) else type(state[key]).__name__
+            raise CheckpointError(f"{path}: {key} is {found}, {model.name} needs {tuple(shape)}")
+        if not torch.isfinite(state[key]).all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinite numbers; the training went wrong")
+    extras = {k: payload[k] for k in ("calibration", "metrics", "recipe", "provenance")}
+    return Checkpoint(model=model, mel=mel, labels=tuple(labels), state_dict=state, **extras)
+
+
+def _config(kind: type[Config], values: dict, part: str, path: Path) -> Config:
+    known = {f.name for f in dataclasses.fields(kind)}
+    if set(values) != known:
+        odd = sorted(map(str, set(values) ^ known))
+        raise CheckpointError(f"{path}: {part} settings do not fit this version: {', '.join(odd)[:200]}")
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"{path}: {part} settings are wrong: {e}") from e

@@ -1,0 +1,266 @@
+"""The seam: Classifier.predict(sound) -> Prediction. Page, command line, API and tests call this, nothing deeper.
+
+A network hears windows of exactly its front end's seconds. A shorter sound lies in digital silence; of a longer one
+the probabilities are the mean over windows. B windows, N classes, F mel bins, T frames.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cnn import checkpoint
+from cnn.audio import SILENCE_DBFS, Clip, load, resample, windows
+from cnn.labels import spoken
+from cnn.mel import LogMel, MelConfig
+from cnn.model import AudioCNN, ModelConfig, ResidualBlock
+
+Sound = Clip | str | os.PathLike | bytes | tuple[int, np.ndarray]
+MAPS = ("none", "stages", "all")
+
+
+@dataclass(frozen=True)
+class Label:
+    name: str  # as in cnn.labels
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says of one sound, and what it looked like inside."""
+
+    clip: Clip
+    labels: tuple[Label, ...]  # every class, most probable first; empty when there is nothing to hear
+    verdict: str  # 'named' or 'silent'
+    message: str  # one sentence for people
+    starts: np.ndarray  # (B,) seconds
+    window_probabilities: np.ndarray  # (B, N); rows of silent windows are 0 and count for nothing
+    window: int  # the one that pictures and maps show: the one most sure of the top class
+    mel: np.ndarray | None  # (F, T) dB of that window
+    mel_config: MelConfig
+    maps: dict[str, np.ndarray]  # tap -> channel mean (f, t), stages first
+    shapes: dict[str, tuple[int, int, int]]  # tap -> the tap's true size (C, f, t)
+    logits: np.ndarray  # (N,) in the order of the checkpoint's labels, mean over windows
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by step
+    device: str = "cpu"
+    network: str = ""
+
+    def to_dict(self, top: int = 3, maps: str = "none") -> dict[str, Any]:
+        """Plain types for JSON, four significant digits."""
+        answer: dict[str, Any] = {
+            "predictions": [{"class": x.name, "confidence": _short(x.probability)} for x in self.labels[:top]],
+            "verdict": self.verdict,
+            "message": self.message,
+            "duration": _short(self.clip.seconds),
+            "sample_rate": self.clip.rate,
+            "format": self.clip.format,
+            "notes": list(self.clip.notes),
+            "windows": [_short(s) for s in self.starts],
+            "timings": {k: _short(v) for k, v in self.timings.items()},
+            "device": self.device,
+            "network": self.network,
+        }
+        if maps != "none":
+            answer["window"] = self.window
+            answer["visualization"] = {
+                tap: {"shape": list(self.shapes[tap]), "values": [[_short(v) for v in row] for row in values.tolist()]}
+                for tap, values in self.maps.items()
+            }
+        return answer
+
+
+class Classifier:
+    """A network ready to hear. Safe to call from several threads; one forward pass runs at a time."""
+
+    def __init__(self, weights: checkpoint.Checkpoint, device: str = "auto") -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device {device!r} is unknown; known are auto, cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' was asked for, but torch sees no CUDA GPU here; use cpu or auto")
+        self._device = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+        self.config: ModelConfig = weights.model
+        self.mel: MelConfig = weights.mel
+        self.labels: tuple[str, ...] = weights.labels
+        self.checkpoint = weights
+        model = weights.build()
+        self.parameter_count = model.parameter_count
+        self.model: AudioCNN = fuse(model).to(self._device)
+        self._front_end = LogMel(weights.mel).to(self._device)
+        self._lock = threading.Lock()
+        self._memory_format = self._faster_memory_format()
+
+    @classmethod
+    def open(cls, model: str | os.PathLike | None = None, device: str = "auto") -> "Classifier":
+        """From the weights that cnn.checkpoint.find names. Raises CheckpointError or ValueError."""
+        return cls(checkpoint.load(checkpoint.find(model)), device)
+
+    @property
+    def device(self) -> str:
+        """Where it runs, for people."""
+        return "cpu" if self._device.type == "cpu" else f"cuda ({torch.cuda.get_device_name(self._device)})"
+
+    @property
+    def network(self) -> str:
+        """What it is, for people: 'resnet34, 21.3 M parameters, 16 kHz'."""
+        return f"{self.config.name}, {self.parameter_count / 1e6:.1f} M parameters, {self.mel.sample_rate / 1000:g} kHz"
+
+    @property
+    def stage_taps(self) -> list[str]:
+        return ["conv1", *self.model.stages]
+
+    @property
+    def map_taps(self) -> list[str]:
+        """Every tap that is a map, stages first."""
+        stages = self.stage_taps
+        return stages + [t for t, tap in self.model.taps.items() if tap.is_map and t not in stages]
+
+    def predict(self, sound: Sound, *, maps: str = "none") -> Prediction:
+        """One sound, with the maps of no, the stages' or all taps. Raises AudioError for what is not sound."""
+        return self.predict_batch([sound], maps=maps)[0]
+
+    def predict_batch(self, sounds: Sequence[Sound], *, maps: str = "none") -> list[Prediction]:
+        """Several sounds in one forward pass; each is answered as if it were alone."""
+        if maps not in MAPS:
+            raise ValueError(f"maps {maps!r} is unknown; known are {', '.join(MAPS)}")
+        begin = time.perf_counter()
+        clips = [s if isinstance(s, Clip) else load(s) for s in sounds]
+        decoded = time.perf_counter()
+        cut = [windows(resample(c.samples, c.rate, self.mel.sample_rate), self.mel.sample_rate, self.mel.seconds,
+                       self.mel.seconds / 2) for c in clips]  # fmt: skip
+        loud = [_loud(parts) if not c.is_silent else np.zeros(len(parts), bool)
+                for c, (parts, _) in zip(clips, cut, strict=True)]  # fmt: skip
+        resampled = time.perf_counter()
+        heard = [parts[mask] for (parts, _), mask in zip(cut, loud, strict=True)]
+        timings = {"decode": decoded - begin, "resample": resampled - decoded}
+        logits = np.zeros((0, len(self.labels)), np.float32)
+        db = np.zeros((0, self.mel.n_mels, self.mel.frames), np.float32)
+        kept: dict[str, torch.Tensor] = {}
+        if sum(map(len, heard)):
+            taps = {"none": [], "stages": self.stage_taps, "all": self.map_taps}[maps]
+            db, logits, kept, steps = self._forward(np.concatenate(heard), taps)
+            timings |= steps
+        answers = []
+        at = 0
+        for clip, (_, starts), mask in zip(clips, cut, loud, strict=True):
+            rows = slice(at, at + int(mask.sum()))
+            at = rows.stop
+            answers.append(self._answer(clip, starts, mask, logits[rows], db[rows], kept, rows.start, timings))
+        timings["total"] = time.perf_counter() - begin
+        return answers
+
+    def _forward(
+        self, waveforms: np.ndarray, taps: list[str]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor], dict[str, float]]:
+        """(B, samples) -> dB (B, F, T), logits (B, N), {tap: (B, C, f, t)}, seconds by step."""
+        begin = time.perf_counter()
+        with self._lock, torch.inference_mode():
+            db = self._front_end.db(torch.from_numpy(waveforms).to(self._device))  # (B, F, T)
+            x = self._front_end.standardise(db).to(memory_format=self._memory_format)
+            shown = db.cpu().numpy()
+            middle = time.perf_counter()
+            parts, maps = [], {tap: [] for tap in taps}
+            for piece in x.split(16):  # bounded memory for long sounds
+                with self.model.reading(taps) as read:
+                    parts.append(self.model(piece))
+                for tap in taps:
+                    maps[tap].append(read[tap])
+            logits = torch.cat(parts).cpu().numpy()
+            kept = {tap: torch.cat(values) for tap, values in maps.items()}
+        return shown, logits, kept, {"front end": middle - begin, "network": time.perf_counter() - middle}
+
+    def _answer(
+        self,
+        clip: Clip,
+        starts: np.ndarray,
+        heard: np.ndarray,
+        logits: np.ndarray,
+        db: np.ndarray,
+        kept: dict[str, torch.Tensor],
+        offset: int,
+        timings: dict[str, float],
+    ) -> Prediction:
+        common = {"clip": clip, "starts": starts, "mel_config": self.mel, "timings": timings}
+        common |= {"device": self.device, "network": self.network}
+        every = np.zeros((len(starts), len(self.labels)), np.float32)
+        if not heard.any():
+            level = "digital silence" if math.isinf(clip.peak_dbfs) else f"{clip.peak_dbfs:.0f} dBFS at its loudest"
+            message = f"Nothing to hear: {level}, below {SILENCE_DBFS:.0f} dBFS. Record closer or turn the level up."
+            empty = np.zeros(len(self.labels), np.float32)
+            return Prediction(labels=(), verdict="silent", message=message, window_probabilities=every, window=0,
+                              mel=None, maps={}, shapes={}, logits=empty, **common)  # fmt: skip
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+        each = shifted / shifted.sum(axis=1, keepdims=True)  # (heard, N)
+        every[heard] = each
+        probabilities, mean_logits = each.mean(axis=0), logits.mean(axis=0)
+        order = np.argsort(-probabilities, kind="stable")
+        labels = tuple(Label(self.labels[i], float(probabilities[i]), float(mean_logits[i])) for i in order)
+        row = int(each[:, order[0]].argmax())
+        shown = {tap: values[offset + row] for tap, values in kept.items()}  # (C, f, t)
+        return Prediction(
+            labels=labels,
+            verdict="named",
+            message=f"{spoken(labels[0].name)} ({100 * labels[0].probability:.0f} %)",
+            window_probabilities=every,
+            window=int(np.flatnonzero(heard)[row]),
+            mel=db[row],
+            maps={tap: values.mean(dim=0).cpu().numpy() for tap, values in shown.items()},
+            shapes={tap: tuple(values.shape) for tap, values in shown.items()},
+            logits=mean_logits,
+            **common,
+        )
+
+    def _faster_memory_format(self) -> torch.memory_format:
+        """Contiguous or channels_last, whichever is faster here for one window."""
+        best: dict[torch.memory_format, float] = {}
+        x = torch.zeros(1, 1, self.mel.n_mels, self.mel.frames, device=self._device)
+        with torch.inference_mode():
+            for layout in (torch.contiguous_format, torch.channels_last):
+                self.model.to(memory_format=layout)
+                shaped = x.to(memory_format=layout)
+                seconds = []
+                for _ in range(3):
+                    begin = time.perf_counter()
+                    self.model(shaped)
+                    if self._device.type == "cuda":
+                        torch.cuda.synchronize()
+                    seconds.append(time.perf_counter() - begin)
+                best[layout] = min(seconds[1:])
+        chosen = min(best, key=best.__getitem__)
+        self.model.to(memory_format=chosen)
+        return chosen
+
+
+def fuse(model: AudioCNN) -> AudioCNN:
+    """Fold every BatchNorm into its convolution, in place, for inference. What the taps read stays what it was."""
+    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
+    for block in model.modules():
+        if isinstance(block, ResidualBlock):
+            block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
+            block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
+            if isinstance(block.shortcut, nn.Sequential):
+                block.shortcut = fuse_conv_bn_eval(*block.shortcut)
+    return model
+
+
+def _loud(parts: np.ndarray) -> np.ndarray:
+    """(B, samples) -> (B,): does a window hold a sample above the level of silence?
+
+    Digital silence around a sound would otherwise be asked for its name too. A clip whose loudest sample is lost in
+    resampling is still heard: its loudest window counts.
+    """
+    peaks = np.abs(parts).max(axis=1)
+    return peaks >= min(10.0 ** (SILENCE_DBFS / 20.0), peaks.max())
+
+
+def _short(value: float) -> float:
+    """Four significant digits, NaN-safe for JSON."""
+    return float(f"{value:.4g}") if math.isfinite(value) else 0.0

@@ -1,0 +1,82 @@
+"""Augmentation on batches of dB mel pictures. Stays outside the front end and outside the network.
+
+Every function takes a numpy Generator: the run derives one from (seed, epoch, step), so a resumed run draws the same
+numbers as an uninterrupted one. B batch, F mel bins, T frames, N classes.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnn.mel import LogMel
+from training.config import TrainConfig
+
+
+def augment(
+    db: Tensor,
+    targets: Tensor,
+    front_end: LogMel,
+    config: TrainConfig,
+    mix: bool,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Absolute dB (B, F, T), soft targets (B, N) -> what the network sees (B, 1, F, crop), soft targets (B, N)."""
+    db = warp(db, config.crop_frames, config.stretch_min, config.stretch_max, config.shift_bins, rng)
+    db = db + equaliser(len(db), db.shape[1], config.eq_knots, config.eq_db, config.gain_db, rng)
+    power = 10.0 ** (db / 10.0)
+    share = torch.from_numpy(rng.beta(config.mixup_alpha, config.mixup_alpha, len(db)).astype(np.float32))
+    partner = torch.from_numpy(rng.permutation(len(db)))
+    if mix and config.mixup_domain == "power":
+        # sounds add up in the air: amplitudes in the ratio share : 1 - share (Tokozume et al. 2018, arXiv 1711.10282)
+        a = share[:, None, None]
+        power = a**2 * power + (1 - a) ** 2 * power[partner]
+    x = front_end.standardise(front_end.to_db(power))  # (B, 1, F, crop)
+    if mix and config.mixup_domain == "input":
+        a = share[:, None, None, None]
+        x = a * x + (1 - a) * x[partner]  # Zhang et al. 2017, arXiv 1710.09412
+    if mix:
+        targets = share[:, None] * targets + (1 - share[:, None]) * targets[partner]
+    x = mask(x, 2, config.freq_masks, config.freq_mask_bins, rng)
+    return mask(x, 3, config.time_masks, config.time_mask_frames, rng), targets
+
+
+def warp(
+    db: Tensor, frames: int, stretch_min: float, stretch_max: float, shift_bins: int, rng: np.random.Generator
+) -> Tensor:
+    """(B, F, T) -> (B, F, frames): circular start, time stretch and frequency shift, each drawn per clip.
+
+    Time is interpolated linearly and wraps round; bins shifted in from beyond the edge repeat the edge.
+    """
+    batch, bins, length = db.shape
+    start = rng.uniform(0, length, (batch, 1))
+    rate = np.exp(rng.uniform(np.log(stretch_min), np.log(stretch_max), (batch, 1)))
+    position = (start + rate * np.arange(frames)) % length  # (B, frames)
+    left = np.floor(position).astype(np.int64) % length
+    weight = torch.from_numpy((position - np.floor(position)).astype(np.float32))[:, None, :]
+    left = torch.from_numpy(left)[:, None, :].expand(batch, bins, frames)
+    out = torch.lerp(db.gather(2, left), db.gather(2, (left + 1) % length), weight)
+    shift = rng.integers(-shift_bins, shift_bins + 1, (batch, 1))
+    rows = torch.from_numpy(np.clip(np.arange(bins) + shift, 0, bins - 1))[:, :, None].expand(batch, bins, frames)
+    return out.gather(1, rows)
+
+
+def equaliser(batch: int, bins: int, knots: int, eq_db: float, gain_db: float, rng: np.random.Generator) -> Tensor:
+    """dB to add, (B, F, 1): a curve through random knots, and a random level."""
+    places = np.linspace(0, bins - 1, knots)
+    heights = rng.normal(0, eq_db, (batch, knots))
+    curves = np.stack([np.interp(np.arange(bins), places, h) for h in heights])
+    return torch.from_numpy((curves + rng.normal(0, gain_db, (batch, 1))).astype(np.float32))[:, :, None]
+
+
+def mask(x: Tensor, axis: int, count: int, widest: int, rng: np.random.Generator) -> Tensor:
+    """SpecAugment on (B, 1, F, T): along `axis`, `count` stretches of 0..widest cells per clip become 0, the mean."""
+    size = x.shape[axis]
+    place = np.arange(size)
+    hidden = np.zeros((len(x), size), dtype=bool)
+    for _ in range(count):
+        width = rng.integers(0, min(widest, size) + 1, (len(x), 1))
+        start = rng.integers(0, size - width + 1)
+        hidden |= (place >= start) & (place < start + width)
+    shape = [len(x), 1, 1, 1]
+    shape[axis] = size
+    return x.masked_fill(torch.from_numpy(hidden).view(shape), 0.0)

@@ -1,0 +1,111 @@
+"""What a training run is made of: one frozen dataclass, presets that list only what differs, flags from its fields."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from cnn.mel import MELS
+from cnn.model import MODELS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    recipe: str = "resnet34-16k"
+    # network and front end
+    model: str = "resnet34"  # a key of cnn.model.MODELS
+    width: int = 64  # channels of layer1
+    mel: str = "16k"  # a key of cnn.mel.MELS
+    relative: bool = True  # level-invariant front end: dB below the window's own maximum
+    floor_db: float = -80.0  # of the front end
+    # data
+    fold: int = 5  # held out: not trained on, not looked at until the run is over
+    classes: str = "esc50"  # or esc10: the ten classes that the csv flags
+    # optimisation
+    epochs: int = 90
+    batch_size: int = 64
+    lr: float = 2e-3  # peak of the OneCycle schedule
+    warmup: float = 0.1  # share of the steps before the peak
+    weight_decay: float = 0.1  # on weights of convolutions and linear layers only
+    label_smoothing: float = 0.1
+    average: float = 0.997  # decay of the exponential weight average per step; the average is what is kept
+    # augmentation: per clip, on the dB mel picture
+    crop_frames: int = 192  # T of a training picture
+    stretch_min: float = 0.85  # time stretch, log-uniform
+    stretch_max: float = 1.18
+    shift_bins: int = 4  # frequency shift of up to so many mel bins either way
+    eq_knots: int = 5  # random equaliser, interpolated over the bins
+    eq_db: float = 4.0  # its standard deviation
+    gain_db: float = 4.0  # standard deviation of the level (it decides who is louder in a mix)
+    mixup: float = 0.75  # share of batches that are mixed, ...
+    mixup_end: float = 0.3  # ... in the last part of the run, ...
+    mixup_end_share: float = 0.2  # ... which is this share of the epochs
+    mixup_alpha: float = 1.0  # shares are drawn from Beta(alpha, alpha); 1: uniform
+    mixup_domain: str = "power"  # or input: on the standardised picture, as Zhang et al. do
+    freq_masks: int = 2  # SpecAugment (Park et al. 2019, arXiv 1904.08779)
+    freq_mask_bins: int = 21  # width of each, uniform from 0 to this
+    time_masks: int = 2
+    time_mask_frames: int = 35
+    # the run
+    seed: int = 0
+    precision: str = "auto"  # auto measures bf16 autocast against fp32 on this machine; bf16; fp32
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    checkpoint_every: int = 5  # epochs between resume states
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("model", list(MODELS)),
+            ("mel", list(MELS)),
+            ("classes", ["esc50", "esc10"]),
+            ("mixup_domain", ["power", "input"]),
+            ("precision", ["auto", "bf16", "fp32"]),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known are {', '.join(known)}")
+        for name in ("width", "epochs", "batch_size", "lr", "crop_frames", "mixup_alpha", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if not 0 < self.stretch_min <= self.stretch_max:
+            raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet34-16k": {},
+}
+
+
+def make(recipe: str, **fields: Any) -> TrainConfig:
+    """The preset with some fields changed. Raises ValueError naming the known recipes or fields."""
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown; known are {', '.join(RECIPES)}")
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"field {name!r} is unknown; known are {', '.join(known)}")
+    return TrainConfig(**{"recipe": recipe, **RECIPES[recipe], **fields})
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """`--recipe` and one flag per field of TrainConfig; those not given stay out of the namespace."""
+    parser.add_argument("--recipe", default="resnet34-16k", choices=RECIPES, help="the preset to start from")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name == "recipe":
+            continue
+        kind = _boolean if field.type is bool else field.type
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper()
+        )
+
+
+def from_flags(args: argparse.Namespace) -> TrainConfig:
+    known = {f.name for f in dataclasses.fields(TrainConfig)} - {"recipe"}
+    return make(args.recipe, **{k: v for k, v in vars(args).items() if k in known})
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
