@@ -256,28 +256,28 @@ def _clip(track: _Track, name: str, max_seconds: float) -> Clip:
     cap = round(max_seconds * track.rate)
     parts, count, bad = [], 0, 0
     for block in track.blocks:
-        samples, wrong = _mono(block[: cap + 1 - count])
+        samples, wrong = _mono(block[: cap - count])
         parts.append(samples)
-        count += len(samples)
+        count += len(block)
         bad += wrong
         if count > cap:
             break
     if count == 0:
         raise _NoSamples("no samples")
-    samples = np.concatenate(parts)[:cap]
+    samples = np.concatenate(parts)
     samples.flags.writeable = False
     seconds, declared, notes = len(samples) / track.rate, track.declared, list(track.notes)
     if cut := count > cap:
         declared = declared if declared and declared > seconds else None
-        of = f" of {_duration(declared)}" if declared else ""
-        notes.append(f"Only the first {_duration(seconds)}{of} are used.")
+        whole = f" of {_duration(declared)}" if declared else ""
+        notes.append(f"Only the first {_duration(seconds)}{whole} are used.")
     elif track.own and declared and declared - seconds > _TRACK_SLACK:
         notes.append(f"The file breaks off early: {_duration(seconds)} of {_duration(declared)} are there.")
     elif track.damaged:
         notes.append("Parts of the file are damaged and were left out.")
     if bad:
-        were, count_ = ("sample was", "counts") if bad == 1 else ("samples were", "count")
-        notes.append(f"{bad:,} {were} NaN or infinite and {count_} as zero.")
+        were, counts = ("sample was", "counts") if bad == 1 else ("samples were", "count")
+        notes.append(f"{bad:,} {were} NaN or infinite and {counts} as zero.")
     length = declared if cut else seconds
     return Clip(samples, track.rate, name, track.format, track.lossy, track.channels, length, tuple(notes))
 
@@ -322,7 +322,11 @@ def _open_av(file: BinaryIO, head: bytes, size: int, name: str, max_seconds: flo
         kind = container.format.name.split(",")[0]
         if kind == "matroska" and b"webm" in head[:64]:
             kind = "webm"
-        coding = _CODECS.get(stream.codec.name, stream.codec.long_name)
+        pcm = re.fullmatch(r"pcm_([suf])(\d+).*", stream.codec.name)
+        if pcm:
+            coding = f"{pcm[2]}-bit {'float' if pcm[1] == 'f' else 'PCM'}"
+        else:
+            coding = _CODECS.get(stream.codec.name, stream.codec.long_name)
         track = _Track(
             rate=0, channels=0, format=f"{coding} in {_BOXES[kind]}" if kind in _BOXES else coding,
             lossy=stream.codec.lossy and not stream.codec.lossless, declared=None, own=False, blocks=iter(()),

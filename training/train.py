@@ -206,7 +206,7 @@ def _faster_precision(model: nn.Module, shape: tuple[int, ...], device: str) -> 
     x = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     seconds = {"bf16": math.inf, "fp32": math.inf}
     with torch.random.fork_rng():
-        for _ in range(2):  # the first round of each is warm-up: the best counts
+        for _ in range(4):  # alternating, the best of each counts: the machine may be busy with something else
             for precision in seconds:
                 start = time.perf_counter()
                 with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
