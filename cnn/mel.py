@@ -6,6 +6,7 @@ the wrong sample rate or with another filter bank than it was trained with.
 B batch, N samples, F mel bins, T frames.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,16 +76,19 @@ class LogMel(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=config.sample_rate,
-            n_fft=config.n_fft,
-            win_length=config.win_length,
-            hop_length=config.hop_length,
-            f_min=config.f_min,
-            f_max=config.f_max,
-            n_mels=config.n_mels,
-            power=2.0,
-        )
+        with warnings.catch_warnings():
+            # 128 bins over a 1024-point FFT leave some of the lowest filters empty; the recipes ask for just that
+            warnings.filterwarnings("ignore", message="At least one mel filterbank")
+            self.mel = torchaudio.transforms.MelSpectrogram(
+                sample_rate=config.sample_rate,
+                n_fft=config.n_fft,
+                win_length=config.win_length,
+                hop_length=config.hop_length,
+                f_min=config.f_min,
+                f_max=config.f_max,
+                n_mels=config.n_mels,
+                power=2.0,
+            )
 
     def power(self, waveform: Tensor) -> Tensor:
         """(B, N) -> mel power (B, F, T)."""

@@ -30,7 +30,9 @@ class ModelConfig:
         for field in ("depths", "head_dropouts", "head_hidden"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not self.depths or min(self.depths) < 1 or self.width < 1 or self.num_classes < 1:
-            raise ValueError(f"depths {self.depths}, width {self.width}, num_classes {self.num_classes} must be positive")
+            raise ValueError(f"{self.name}: depths {self.depths}, width and num_classes must be positive")
+        if len(self.depths) > 8 or max(self.depths) > 64 or max(self.width, self.fpn_channels, self.num_classes) > 4096:
+            raise ValueError(f"{self.name}: depths {self.depths} or width {self.width} are beyond this family")
         if self.fpn_channels < 0 or self.se_reduction < 1:
             raise ValueError("fpn_channels must be 0 or more, se_reduction 1 or more")
         if len(self.head_dropouts) != len(self.head_hidden) + 1:
@@ -147,10 +149,10 @@ class AudioCNN(nn.Module):
                 step = 2 if k > 1 and j == 0 else 1
                 blocks.append(ResidualBlock(in_channels, channels, step, config.se_reduction if config.se else None))
                 in_channels, stride = channels, stride * step
-                self.taps[f"{layer}.block{j}.conv"] = Tap(f"{layer}.{j}.sum", channels, stride)
-                self.taps[f"{layer}.block{j}.relu"] = Tap(f"{layer}.{j}.act2", channels, stride)
                 if config.se:
                     self.taps[f"{layer}.block{j}.se"] = Tap(f"{layer}.{j}.se", channels, 0)
+                self.taps[f"{layer}.block{j}.conv"] = Tap(f"{layer}.{j}.sum", channels, stride)
+                self.taps[f"{layer}.block{j}.relu"] = Tap(f"{layer}.{j}.act2", channels, stride)
             self.add_module(layer, nn.Sequential(*blocks))
             self.taps[layer] = Tap(layer, channels, stride)
             self.stages.append(layer)
@@ -191,7 +193,7 @@ class AudioCNN(nn.Module):
 
     @contextmanager
     def reading(self, taps: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """While open, every forward pass leaves the named taps' outputs in the dictionary, in the order given.
+        """While open, every forward pass leaves the named taps' outputs in the dictionary, in the order computed.
 
         Raises KeyError for a tap that this network does not declare, naming those it does.
         """

@@ -256,7 +256,8 @@ def _provenance(data: Path, rows: list, config: TrainConfig, lowest_rate: int) -
         "folds_trained_on": sorted({r.fold for r in rows} - {config.fold}),
         "fold_held_out": config.fold,
         "commit": commit + (" with local changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": str(np.__version__)},
+        # plain strings: torch's own version type would keep the file from loading with weights_only
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 

@@ -1,0 +1,152 @@
+"""best_model.pth: what goes in comes out; what does not fit, is broken or hostile is refused in words."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn import checkpoint
+from cnn.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def payload(tiny: Path) -> dict:
+    return torch.load(tiny, weights_only=True)
+
+
+def write(tmp_path: Path, payload: object) -> Path:
+    path = tmp_path / "changed.pth"
+    torch.save(payload, path)
+    return path
+
+
+def test_what_is_saved_is_what_is_loaded(tiny: Path, tmp_path: Path):
+    first = checkpoint.load(tiny)
+    first = dataclasses.replace(first, metrics={"accuracy": 0.5}, provenance={"fold_held_out": 5})
+    checkpoint.save(first, tmp_path / "deep" / "best_model.pth")
+    second = checkpoint.load(tmp_path / "deep" / "best_model.pth")
+    for field in ("model", "mel", "labels", "metrics", "provenance", "recipe", "calibration"):
+        assert getattr(second, field) == getattr(first, field)
+    assert all(torch.equal(second.state_dict[k], v) for k, v in first.state_dict.items())
+    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "best_model.pth"]
+
+
+def test_half_precision_keeps_batchnorm_in_float32_and_the_network_runs(tiny: Path, tmp_path: Path):
+    full = checkpoint.load(tiny)
+    state = checkpoint.half(full.state_dict)
+    assert state["layer1.0.conv1.weight"].dtype == torch.float16
+    assert {state[f"bn1.{k}"].dtype for k in ("weight", "bias", "running_mean", "running_var")} == {torch.float32}
+    checkpoint.save(dataclasses.replace(full, state_dict=state), tmp_path / "half.pth")
+    model = checkpoint.load(tmp_path / "half.pth").build()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def edit(key: str, value: object):
+    def change(payload: dict) -> dict:
+        target = payload
+        *parents, last = key.split("/")
+        for parent in parents:
+            target = target[parent]
+        if value is None:
+            del target[last]
+        else:
+            target[last] = value
+        return payload
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: [1, 2], "holds a list"),
+        (lambda p: p["state_dict"], "lacks format, model"),  # the family's older files
+        (edit("labels", None), "lacks labels"),
+        (edit("format", "other/9"), "other/9"),
+        (edit("mel", [1]), "mel should be dict"),
+        (edit("model/width", 8), "conv1.weight is"),
+        (edit("model/width", 10**9), "beyond this family"),
+        (edit("model/width", "wide"), "model settings are wrong"),
+        (edit("model/colour", "blue"), "colour"),
+        (edit("mel/std", 0.0), "std"),
+        (edit("labels", ["dog"] * 50), "50 labels"),
+        (edit("labels", ["<b>"] + [str(i) for i in range(49)]), "not a class of ESC-50"),
+        (edit("state_dict/conv1.weight", None), "missing, first conv1.weight"),
+        (edit("state_dict/extra", torch.zeros(1)), "no place in resnet34, first extra"),
+        (edit("state_dict/bn1.weight", torch.full((4,), float("nan"))), "NaN"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_is_wrong(payload: dict, tmp_path: Path, change, says: str):
+    path = write(tmp_path, change(payload))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        checkpoint.load(path)
+    assert "changed.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path):
+    trap = tmp_path / "trap"
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (trap,)
+
+    for dump in (torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))):
+        path = tmp_path / "evil.pth"
+        dump({"format": checkpoint.FORMAT, "model": Evil()}, path)
+        with pytest.raises(CheckpointError, match="could run code"):
+            checkpoint.load(path)
+        assert not trap.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_cut_off_file_is_refused(tiny: Path, tmp_path: Path, keep: float):
+    whole = tiny.read_bytes()
+    path = tmp_path / "cut.pth"
+    path.write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
+    with pytest.raises(CheckpointError, match=r"cut\.pth"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint\n", b"PK\3\4 not a zip", bytes(range(256))])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        checkpoint.load(path)
+
+
+def test_a_failed_write_leaves_the_older_file_and_no_rubbish(tiny: Path, tmp_path: Path, monkeypatch):
+    path = tmp_path / "best_model.pth"
+    path.write_bytes(tiny.read_bytes())
+
+    def full_disk(_payload, part: Path):
+        part.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save(checkpoint.load(tiny), path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == tiny.read_bytes()
+
+
+def test_weights_are_looked_for_in_the_order_of_the_design(tiny: Path, tmp_path: Path, monkeypatch):
+    work, box = tmp_path / "work", tmp_path / "box"
+    for folder in (work, box / "resnet34"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(checkpoint, "BOX", box)
+    monkeypatch.setattr(checkpoint, "DEFAULT", box / "resnet34" / "best_model.pth")
+    monkeypatch.delenv("AUDIO_CNN_MODEL", raising=False)
+    with pytest.raises(CheckpointError, match="no weights"):
+        checkpoint.find()
+    for path in (box / "resnet34" / "best_model.pth", work / "best_models.pth", work / "best_model.pth"):
+        path.write_bytes(tiny.read_bytes())
+        assert checkpoint.find().resolve() == path
+    monkeypatch.setenv("AUDIO_CNN_MODEL", str(tiny))
+    assert checkpoint.find() == tiny
+    assert checkpoint.find("resnet34") == box / "resnet34" / "best_model.pth"
+    assert checkpoint.find(work) == work / "best_model.pth"
+    with pytest.raises(CheckpointError, match="in the box: resnet34"):
+        checkpoint.find("nowhere.pth")
