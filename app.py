@@ -29,8 +29,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args()
     classifier.model, classifier.device = args.model, args.device
+    try:
+        demo.launch(
+            server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, **serving()
+        )
+    except OSError as error:
+        parser.exit(1, f"No free port to serve on; choose another with --port. ({error})\n")
     threading.Thread(target=warm_up, daemon=True).start()
-    demo.launch(server_name=args.host, server_port=args.port, share=args.share, **serving())
+    demo.block_thread()
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Classifier:
         timings = {"decode": decoded - begin, "resample": resampled - decoded}
         logits = np.zeros((0, len(self.labels)), np.float32)
         db = np.zeros((0, self.mel.n_mels, self.mel.frames), np.float32)
-        kept: dict[str, torch.Tensor] = {}
+        kept: dict[str, np.ndarray] = {}
         if sum(map(len, heard)):
             taps = {"none": [], "stages": self.stage_taps, "all": self.map_taps}[maps]
             db, logits, kept, steps = self._forward(np.concatenate(heard), taps)
@@ -159,8 +159,8 @@ class Classifier:
 
     def _forward(
         self, waveforms: np.ndarray, taps: list[str]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor], dict[str, float]]:
-        """(B, samples) -> dB (B, F, T), logits (B, N), {tap: (B, C, f, t)}, seconds by step."""
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, float]]:
+        """(B, samples) -> dB (B, F, T), logits (B, N), {tap: channel means (B, f, t)}, seconds by step."""
         begin = time.perf_counter()
         with self._lock, torch.inference_mode():
             db = self._front_end.db(torch.from_numpy(waveforms).to(self._device))  # (B, F, T)
@@ -169,12 +169,12 @@ class Classifier:
             middle = time.perf_counter()
             parts, maps = [], {tap: [] for tap in taps}
             for piece in x.split(16):  # bounded memory for long sounds
-                with self.model.reading(taps) as read:
+                with self.model.reading(taps, keep=_channel_mean) as read:
                     parts.append(self.model(piece))
                 for tap in taps:
                     maps[tap].append(read[tap])
             logits = torch.cat(parts).cpu().numpy()
-            kept = {tap: torch.cat(values) for tap, values in maps.items()}
+            kept = {tap: torch.cat(values).cpu().numpy() for tap, values in maps.items()}
         return shown, logits, kept, {"front end": middle - begin, "network": time.perf_counter() - middle}
 
     def _answer(
@@ -184,7 +184,7 @@ class Classifier:
         heard: np.ndarray,
         logits: np.ndarray,
         db: np.ndarray,
-        kept: dict[str, torch.Tensor],
+        kept: dict[str, np.ndarray],
         offset: int,
         timings: dict[str, float],
     ) -> Prediction:
@@ -204,16 +204,16 @@ class Classifier:
         order = np.argsort(-probabilities, kind="stable")
         labels = tuple(Label(self.labels[i], float(probabilities[i]), float(mean_logits[i])) for i in order)
         row = int(each[:, order[0]].argmax())
-        shown = {tap: values[offset + row] for tap, values in kept.items()}  # (C, f, t)
+        shown = {tap: values[offset + row].copy() for tap, values in kept.items()}  # (f, t) of one window
         return Prediction(
             labels=labels,
             verdict="named",
             message=f"{spoken(labels[0].name)} ({100 * labels[0].probability:.0f} %)",
             window_probabilities=every,
             window=int(np.flatnonzero(heard)[row]),
-            mel=db[row],
-            maps={tap: values.mean(dim=0).cpu().numpy() for tap, values in shown.items()},
-            shapes={tap: tuple(values.shape) for tap, values in shown.items()},
+            mel=db[row].copy(),
+            maps=shown,
+            shapes={tap: (self.model.taps[tap].channels, *values.shape) for tap, values in shown.items()},
             logits=mean_logits,
             **common,
         )
@@ -249,6 +249,11 @@ def fuse(model: AudioCNN) -> AudioCNN:
             if isinstance(block.shortcut, nn.Sequential):
                 block.shortcut = fuse_conv_bn_eval(*block.shortcut)
     return model
+
+
+def _channel_mean(values: torch.Tensor) -> torch.Tensor:
+    """(B, C, f, t) -> (B, f, t)."""
+    return values.mean(dim=1)
 
 
 def _loud(parts: np.ndarray) -> np.ndarray:

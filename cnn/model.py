@@ -4,7 +4,7 @@
 1612.03144) are one class with different fields. B batch, C channels, F mel bins, T frames, N classes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -192,9 +192,12 @@ class AudioCNN(nn.Module):
         return self.head(torch.cat([level.mean(dim=(2, 3)) for level in levels], dim=1))  # (B, N)
 
     @contextmanager
-    def reading(self, taps: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """While open, every forward pass leaves the named taps' outputs in the dictionary, in the order computed.
+    def reading(
+        self, taps: Iterable[str], keep: Callable[[Tensor], Tensor] = Tensor.clone
+    ) -> Iterator[dict[str, Tensor]]:
+        """While open, every forward pass leaves `keep` of the named taps' outputs in the dictionary, as computed.
 
+        `keep` must give a new tensor: an operation in place further on must not change what was read.
         Raises KeyError for a tap that this network does not declare, naming those it does.
         """
         taps = list(taps)
@@ -206,10 +209,10 @@ class AudioCNN(nn.Module):
         try:
             for tap in taps:
 
-                def keep(_module: nn.Module, _inputs: tuple, output: Tensor, tap: str = tap) -> None:
-                    maps[tap] = output.clone()  # an in-place operation further on must not change what was read
+                def hook(_module: nn.Module, _inputs: tuple, output: Tensor, tap: str = tap) -> None:
+                    maps[tap] = keep(output)
 
-                handles.append(self.get_submodule(self.taps[tap].module).register_forward_hook(keep))
+                handles.append(self.get_submodule(self.taps[tap].module).register_forward_hook(hook))
             yield maps
         finally:
             for handle in handles:

@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cnn", "training")
 SOURCES = sorted([ROOT / "app.py", *(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))])
 
-GROUND = {"labels", "audio", "mel", "model", "pictures"}  # these import nothing of the project
+GROUND = {"labels", "decoding", "mel", "model", "pictures"}  # these import nothing of the project
 BELOW: dict[str, set[str]] = {
     **{name: set() for name in GROUND},
+    "audio": {"decoding"},
     "calibration": {"labels"},
     "checkpoint": {"labels", "audio", "mel", "model", "calibration"},
-    "classifier": GROUND | {"calibration", "checkpoint"},
-    "explain": GROUND | {"calibration", "checkpoint", "classifier"},
-    "recording": GROUND | {"calibration", "checkpoint", "classifier"},
+    "classifier": GROUND | {"audio", "calibration", "checkpoint"},
+    "explain": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
+    "recording": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
 }
 ONLY_IN = {
     "gradio": r"app\.py|cnn/ui/.*",

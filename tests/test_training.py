@@ -130,6 +130,22 @@ def test_a_broken_clip_is_named(data: Path, tmp_path: Path):
         train(config.make("resnet34-16k", **SMALL), tmp_path, tmp_path / "out")
 
 
+def test_the_command_leaves_weights_a_log_for_tensorboard_and_a_line_per_epoch(data: Path, tmp_path: Path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"epochs": 2}).items()]
+    assert train_module.main(["--data", str(data), "--out", str(tmp_path / "run"), "--fold", "5", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "epoch 2/2" in said and "min left" in said and "on fold 5, which was held out" in said
+    checkpoint.load(tmp_path / "run" / "best_model.pth")
+    log = EventAccumulator(str(tmp_path / "run" / "tensorboard_logs")).Reload()
+    assert {"train/loss", "train/accuracy", "lr", "fold 5/accuracy"} <= set(log.Tags()["scalars"])
+    assert [event.step for event in log.Scalars("train/loss")] == [1, 2] and log.Tags()["images"]
+    assert evaluate.main(["--model", str(tmp_path / "run" / "best_model.pth"), "--data", str(data), "--fold", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "was trained on fold 1" in said and "of 6 clips of fold 1" in said
+
+
 def test_every_field_is_a_flag():
     import argparse
 

@@ -48,7 +48,7 @@ class TrainConfig:
     time_mask_frames: int = 35
     # the run
     seed: int = 0
-    precision: str = "auto"  # auto measures bf16 autocast against fp32 on this machine; bf16; fp32
+    precision: str = "auto"  # auto: bf16 autocast or fp32, whichever is faster on this machine; bf16; fp32
     device: str = "auto"  # auto: cuda where there is one, else cpu
     checkpoint_every: int = 5  # epochs between resume states
 

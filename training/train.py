@@ -37,7 +37,8 @@ from training.data import DataError, in_folds, load_db, read_rows
 from training.evaluate import evaluate
 from training.logs import Logger, NullLogger, Progress, TensorBoard
 
-RESUME_FORMAT = "audio-cnn-resume/1"
+RESUME_FORMAT = "audio-cnn-resume/2"
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class TrainingError(RuntimeError):
@@ -86,12 +87,15 @@ def train(
     model_config = dataclasses.replace(MODELS[config.model], width=config.width, num_classes=len(labels))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = AudioCNN(model_config).to(device, memory_format=torch.channels_last)
+        model = AudioCNN(model_config).to(device)
     batch_size = min(config.batch_size, len(train_rows))
-    precision = state["precision"] if state else config.precision
-    if precision == "auto":
-        precision = _faster_precision(model, (batch_size, 1, mel.n_mels, config.crop_frames), device)
-        logger.text(f"precision: {precision}, the faster one here")
+    if state:
+        precision, layout = state["mode"]  # a resumed run stays as it began, whatever is faster now
+    else:
+        shape = (batch_size, 1, mel.n_mels, config.crop_frames)
+        precision, layout = _fastest_mode(model, shape, device, config.precision)
+        logger.text(f"computing in {precision}, {layout}: the fastest here")
+    model = model.to(memory_format=LAYOUTS[layout])
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
     steps = len(train_rows) // batch_size
@@ -121,7 +125,7 @@ def train(
             soft = nnf.one_hot(targets[chosen], len(labels)).float()
             mix = rng.random() < (config.mixup_end if late else config.mixup)
             x, soft = augment(db[chosen], soft, front_end, config, mix, rng)
-            x = x.to(device, memory_format=torch.channels_last)
+            x = x.to(device, memory_format=LAYOUTS[layout])
             soft = soft.to(device)
             with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
                 torch.manual_seed(int(rng.integers(2**62)))  # dropout has no generator of its own
@@ -153,7 +157,7 @@ def train(
             state = {
                 "format": RESUME_FORMAT,
                 "config": dataclasses.asdict(config),
-                "precision": precision,
+                "mode": [precision, layout],
                 "epoch": epoch + 1,
                 "model": model.state_dict(),
                 "average": average.state_dict(),
@@ -200,21 +204,25 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _faster_precision(model: nn.Module, shape: tuple[int, ...], device: str) -> str:
-    """bf16 or fp32, by the time of a training step here: processors without bf16 instructions exist."""
-    trial = copy.deepcopy(model).train()
-    x = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    seconds = {"bf16": math.inf, "fp32": math.inf}
+def _fastest_mode(model: nn.Module, shape: tuple[int, ...], device: str, precision: str) -> tuple[str, str]:
+    """(precision, layout) of the fastest training step here: processors without bf16 instructions exist.
+
+    Only the layout is tried where the precision is asked for.
+    """
+    precisions = ("bf16", "fp32") if precision == "auto" else (precision,)
+    seconds = {(p, layout): math.inf for p in precisions for layout in LAYOUTS}
+    trials = {layout: copy.deepcopy(model).train().to(memory_format=form) for layout, form in LAYOUTS.items()}
     with torch.random.fork_rng():
-        for _ in range(4):  # alternating, the best of each counts: the machine may be busy with something else
-            for precision in seconds:
+        for _ in range(4):  # in turns, the best of each counts: the machine may be busy with something else
+            for p, layout in seconds:
+                x = torch.zeros(shape, device=device).to(memory_format=LAYOUTS[layout])
                 start = time.perf_counter()
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                    loss = trial(x).float().square().mean()
+                with torch.autocast(device, torch.bfloat16, enabled=p == "bf16"):
+                    loss = trials[layout](x).float().square().mean()
                 loss.backward()
                 if device == "cuda":
                     torch.cuda.synchronize()
-                seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+                seconds[p, layout] = min(seconds[p, layout], time.perf_counter() - start)
     return min(seconds, key=seconds.__getitem__)
 
 
