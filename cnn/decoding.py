@@ -75,8 +75,11 @@ class NoSamples(Exception):
 
 def openers(head: bytes) -> tuple[Callable, ...]:
     """The decoders to try on a file that begins with `head`, in their order."""
-    # libsndfile's MPEG decoder (mpg123) writes its warnings to the terminal; FFmpeg's does not.
-    return (_open_av,) if _is_mpeg(head) else (_open_soundfile, _open_av)
+    if _is_mpeg(head):  # libsndfile's MPEG decoder (mpg123) writes its warnings to the terminal; FFmpeg's does not
+        return (_open_av,)
+    if b"OpusHead" in head[:64]:  # libsndfile leaves the encoder's 6.5 ms of run-in at the start
+        return (_open_av, _open_soundfile)
+    return (_open_soundfile, _open_av)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ FORMATS = {
     "mp3.wav": (lambda: ff("mp3", "wav"), 48000, 1, "MP3 in WAV", True),
     "x.flac": (lambda: sf("FLAC", "PCM_24", 48000, 8), 48000, 8, "FLAC, 24-bit PCM", False),
     "x.ogg": (lambda: sf("OGG", "VORBIS", 44100, 2), 44100, 2, "Ogg Vorbis", True),
-    "x.opus": (lambda: sf("OGG", "OPUS", 48000), 48000, 1, "Ogg Opus", True),
+    "x.opus": (lambda: sf("OGG", "OPUS", 48000), 48000, 1, "Opus in Ogg", True),
     "x.mp3": (lambda: sf("MP3", "MPEG_LAYER_III", 44100, 2), 44100, 2, "MP3", True),
     "8k.mp3": (lambda: ff("mp3", "mp3", 8000), 8000, 1, "MP3", True),
     "x.aiff": (lambda: sf("AIFF", "PCM_16"), 44100, 1, "AIFF, 16-bit PCM", False),

@@ -169,6 +169,25 @@ def test_warping_without_stretch_or_shift_is_a_circular_roll():
     torch.testing.assert_close(rolled, expected)
 
 
+@pytest.mark.parametrize("defect", ["lowpass", "highpass", "silence", "noise"])
+def test_each_defect_from_outside_does_what_it_is_called(defect: str):
+    power = torch.ones(64, 128, 50)
+    power[:, :, 25] = 1e-6
+    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), rng())
+    ratio = changed / power
+    if defect in ("lowpass", "highpass"):
+        lost = ratio[:, -1 if defect == "lowpass" else 0, 0]
+        assert (lost < 0.1).float().mean() > 0.8 and (ratio <= 1).all()
+        assert torch.equal(ratio[:, 40:44], torch.ones(64, 4, 50))  # the middle passes
+    elif defect == "silence":
+        kept = (changed[:, 0] > 0).sum(dim=1)
+        assert set(ratio.unique().tolist()) == {0.0, 1.0} and 14 <= kept.min() < 20 and kept.max() > 40
+    else:
+        assert (changed > power).all() and (ratio[:, :, 25] > 2).all()  # what was quiet is covered
+        assert 1e-4 < changed.mean() / power.mean() - 1 < 0.5
+    assert torch.equal(augment.outside(power, config.make("resnet34-16k"), rng()), power)
+
+
 def test_masks_hide_no_more_than_they_may_and_something():
     x = torch.ones(200, 1, 30, 40)
     hidden = (augment.mask(x, 3, 2, 10, rng()) == 0)[:, 0].all(dim=1).sum(dim=1)  # hidden frames by clip

@@ -37,6 +37,11 @@ class TrainConfig:
     eq_knots: int = 5  # random equaliser, interpolated over the bins
     eq_db: float = 4.0  # its standard deviation
     gain_db: float = 4.0  # standard deviation of the level (it decides who is louder in a mix)
+    # the same, for sounds from outside: shares of clips that are ...
+    lowpass: float = 0.0  # cut above a random bin, like a telephone, an old archive, a low bit rate
+    highpass: float = 0.0  # cut below a random bin, like a small microphone
+    silence: float = 0.0  # kept in a random stretch only, digital silence around it
+    noise: float = 0.0  # laid over with noise of a random level and colour
     mixup: float = 0.75  # share of batches that are mixed, ...
     mixup_end: float = 0.3  # ... in the last part of the run, ...
     mixup_end_share: float = 0.2  # ... which is this share of the epochs
@@ -65,7 +70,8 @@ class TrainConfig:
         for name in ("width", "epochs", "batch_size", "lr", "crop_frames", "mixup_alpha", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share"):
+        shares = ("warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share")
+        for name in (*shares, "lowpass", "highpass", "silence", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
         if not 0 < self.stretch_min <= self.stretch_max:
@@ -74,6 +80,10 @@ class TrainConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
+    "best-16k": {
+        "width": 40, "epochs": 300, "lr": 3e-3, "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.15,
+        "lowpass": 0.25, "highpass": 0.1, "silence": 0.2, "noise": 0.3,
+    },
 }
 
 

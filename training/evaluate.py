@@ -30,13 +30,18 @@ class Report:
         return self.correct / self.clips
 
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy (Wilson 1927)."""
-        n, p, z = self.clips, self.accuracy, 1.959964
-        centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+        """95 % interval of the accuracy."""
+        return wilson(self.correct, self.clips)
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "accuracy": self.accuracy, "interval": list(self.interval())}
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    p, z = correct / n, 1.959964
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 def evaluate(model: Path, data: Path, fold: int, *, device: str = "auto") -> Report:
