@@ -5,9 +5,10 @@ not fit is refused in words, never patched.
 """
 
 import dataclasses
-import math
 import os
 import pickle
+import re
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from cnn.mel import MelConfig
 from cnn.model import AudioCNN, ModelConfig
 
 FORMAT = "audio-cnn/1"
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 NAMES = ("best_model.pth", "best_models.pth")  # both spellings exist in the family
 BOX = Path(__file__).resolve().parent.parent / "assets" / "models"
 DEFAULT = BOX / "resnet34" / "best_model.pth"
@@ -113,9 +115,10 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def find(model: str | os.PathLike | None = None) -> Path:
-    """Where the weights are: the path given, $AUDIO_CNN_MODEL, the working directory, the box.
+    """Where the weights are: what is given, $AUDIO_CNN_MODEL, the working directory, the box.
 
-    `model` may also be the name of a network in the box (`resnet34`). Raises CheckpointError naming what was tried.
+    `model` is a file, a folder that holds one, a network in the box (`resnet34`) or on the Hugging Face Hub
+    (`OWNER/NAME` or `OWNER/NAME@REVISION`, fetched once). Raises CheckpointError naming what was tried.
     """
     wanted, origin = (model, "") if model else (os.environ.get("AUDIO_CNN_MODEL"), " (from AUDIO_CNN_MODEL)")
     if wanted:
@@ -130,6 +133,8 @@ def find(model: str | os.PathLike | None = None) -> Path:
         boxed = BOX / str(wanted) / NAMES[0]
         if path.name == str(wanted) and boxed.is_file():
             return boxed
+        if (hub_id := HUB_ID.fullmatch(str(wanted))) and path.suffix not in (".pth", ".pt"):
+            return _from_hub(*hub_id.groups())
         known = ", ".join(sorted(p.parent.name for p in BOX.glob(f"*/{NAMES[0]}"))) or "nothing"
         raise CheckpointError(f"{wanted}{origin} does not exist: give the path of a checkpoint; in the box: {known}")
     for name in NAMES:
@@ -138,6 +143,22 @@ def find(model: str | os.PathLike | None = None) -> Path:
     if DEFAULT.is_file():
         return DEFAULT
     raise CheckpointError(f"no weights: {DEFAULT} is missing; give --model PATH or set AUDIO_CNN_MODEL")
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        endpoint = os.environ.get("HF_ENDPOINT")  # another Hub than the public one
+        return Path(hf_hub_download(repo, NAMES[0], revision=revision, endpoint=endpoint))
+    except LocalEntryNotFoundError as e:
+        raise CheckpointError(f"{repo} is no file here, and the Hugging Face Hub cannot be reached to ask there") from e
+    except HfHubHTTPError as e:
+        raise CheckpointError(
+            f"{repo} is no file here, and on the Hugging Face Hub there is no {NAMES[0]} in {repo}"
+            f"{f' at {revision}' if revision else ''} that may be read: check the name, or log in with hf auth login"
+        ) from e
 
 
 def _verify(payload: Any, path: Path) -> Checkpoint:
@@ -159,8 +180,8 @@ def _verify(payload: Any, path: Path) -> Checkpoint:
     if unknown := [x for x in labels if x not in ESC50]:
         raise CheckpointError(f"{path}: {str(unknown[0])[:40]!r} is not a class of ESC-50")
     with torch.device("meta"):  # shapes without memory: a hostile configuration cannot ask for any
-        expected = {k: v.shape for k, v in AudioCNN(model).state_dict().items()}
-    if sum(map(math.prod, expected.values())) > MAX_PARAMETERS:
+        expected = AudioCNN(model).state_dict()
+    if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
         raise CheckpointError(f"{path}: a network of more than {MAX_PARAMETERS / 1e6:.0f} M parameters is not loaded")
     state = payload["state_dict"]
     if lacking := [k for k in expected if k not in state]:
@@ -168,10 +189,13 @@ def _verify(payload: Any, path: Path) -> Checkpoint:
     if surplus := [k for k in state if k not in expected]:
         first = str(surplus[0])[:60]
         raise CheckpointError(f"{path}: {len(surplus)} tensors have no place in {model.name}, first {first}")
-    for key, shape in expected.items():
-        if not isinstance(state[key], Tensor) or state[key].shape != shape:
+    for key, wanted in expected.items():
+        if not isinstance(state[key], Tensor) or state[key].shape != wanted.shape:
             found = tuple(state[key].shape) if isinstance(state[key], Tensor) else type(state[key]).__name__
-            raise CheckpointError(f"{path}: {key} is {found}, {model.name} needs {tuple(shape)}")
+            raise CheckpointError(f"{path}: {key} is {found}, {model.name} needs {tuple(wanted.shape)}")
+        dense = state[key].layout is torch.strided and not state[key].is_quantized
+        if not dense or state[key].is_floating_point() != wanted.is_floating_point():
+            raise CheckpointError(f"{path}: {key} holds {state[key].dtype}, {model.name} needs plain {wanted.dtype}")
         if not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinite numbers; the training went wrong")
     extras = {k: payload[k] for k in ("calibration", "metrics", "recipe", "provenance")}
@@ -183,6 +207,13 @@ def _config(kind: type[Config], values: dict, part: str, path: Path) -> Config:
     if set(values) != known:
         odd = sorted(map(str, set(values) ^ known))
         raise CheckpointError(f"{path}: {part} settings do not fit this version: {', '.join(odd)[:200]}")
+    for f in dataclasses.fields(kind):
+        # every annotation here is a plain type or a tuple of one; an int will do for a float, a bool for neither
+        plain = tuple if isinstance(f.type, types.GenericAlias) else f.type
+        allowed = {float: (int, float), tuple: (tuple, list)}.get(plain, plain)
+        if not isinstance(values[f.name], allowed) or (isinstance(values[f.name], bool) and plain is not bool):
+            found = str(values[f.name])[:40]
+            raise CheckpointError(f"{path}: {part} setting {f.name} is {found!r}, not {plain.__name__}")
     try:
         return kind(**values)
     except (ValueError, TypeError) as e:

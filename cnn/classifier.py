@@ -4,11 +4,13 @@ A network hears windows of exactly its front end's seconds. A shorter sound lies
 the probabilities are the mean over windows. B windows, N classes, F mel bins, T frames.
 """
 
+import copy
 import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +66,7 @@ class Prediction:
             "sample_rate": self.clip.rate,
             "format": self.clip.format,
             "notes": list(self.clip.notes),
-            "windows": [_short(s) for s in self.starts],
+            "windows": [_short(s) for s, p in zip(self.starts, self.window_probabilities, strict=True) if p.any()],
             "timings": {k: _short(v) for k, v in self.timings.items()},
             "device": self.device,
             "network": self.network,
@@ -96,7 +98,7 @@ class Classifier:
         self.model: AudioCNN = fuse(model).to(self._device)
         self._front_end = LogMel(weights.mel).to(self._device)
         self._lock = threading.Lock()
-        self._memory_format = self._faster_memory_format()
+        self._memory_format, self._threads = self._fastest_mode()
 
     @classmethod
     def open(cls, model: str | os.PathLike | None = None, device: str = "auto") -> "Classifier":
@@ -162,7 +164,7 @@ class Classifier:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, float]]:
         """(B, samples) -> dB (B, F, T), logits (B, N), {tap: channel means (B, f, t)}, seconds by step."""
         begin = time.perf_counter()
-        with self._lock, torch.inference_mode():
+        with self._lock, self._exact(), torch.inference_mode():
             db = self._front_end.db(torch.from_numpy(waveforms).to(self._device))  # (B, F, T)
             x = self._front_end.standardise(db).to(memory_format=self._memory_format)
             shown = db.cpu().numpy()
@@ -193,7 +195,8 @@ class Classifier:
         every = np.zeros((len(starts), len(self.labels)), np.float32)
         if not heard.any():
             level = "digital silence" if math.isinf(clip.peak_dbfs) else f"{clip.peak_dbfs:.0f} dBFS at its loudest"
-            message = f"Nothing to hear: {level}, below {SILENCE_DBFS:.0f} dBFS. Record closer or turn the level up."
+            heard_from = f"more than {SILENCE_DBFS:.0f} dBFS is needed"
+            message = f"Nothing to hear: {level}; {heard_from}. Record closer or turn the level up."
             empty = np.zeros(len(self.labels), np.float32)
             return Prediction(labels=(), verdict="silent", message=message, window_probabilities=every, window=0,
                               mel=None, maps={}, shapes={}, logits=empty, **common)  # fmt: skip
@@ -218,25 +221,42 @@ class Classifier:
             **common,
         )
 
-    def _faster_memory_format(self) -> torch.memory_format:
-        """Contiguous or channels_last, whichever is faster here for one window."""
-        best: dict[torch.memory_format, float] = {}
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """float32 as it is written, on a GPU too (TF32 rounds to ten bits), on as many threads as were fastest."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _fastest_mode(self) -> tuple[torch.memory_format, int]:
+        """Memory format and number of threads with which one window, the usual case, is answered fastest here.
+
+        Measured in turns, the best of each counts: the machine may be busy with something else. Raises
+        CheckpointError if the network's answer is not a number.
+        """
         x = torch.zeros(1, 1, self.mel.n_mels, self.mel.frames, device=self._device)
-        with torch.inference_mode():
-            for layout in (torch.contiguous_format, torch.channels_last):
-                self.model.to(memory_format=layout)
+        most = torch.get_num_threads()
+        threads = [most] if self._device.type == "cuda" else sorted({most, max(most // 2, 1), max(most // 4, 1)})
+        layouts = {torch.channels_last: self.model, torch.contiguous_format: copy.deepcopy(self.model)}
+        seconds = {(layout, count): math.inf for layout in layouts for count in threads}
+        for layout, model in layouts.items():
+            model.to(memory_format=layout)
+        for _ in range(3):
+            for layout, self._threads in seconds:
                 shaped = x.to(memory_format=layout)
-                seconds = []
-                for _ in range(3):
-                    begin = time.perf_counter()
-                    self.model(shaped)
-                    if self._device.type == "cuda":
-                        torch.cuda.synchronize()
-                    seconds.append(time.perf_counter() - begin)
-                best[layout] = min(seconds[1:])
-        chosen = min(best, key=best.__getitem__)
-        self.model.to(memory_format=chosen)
-        return chosen
+                begin = time.perf_counter()
+                with self._exact(), torch.inference_mode():
+                    if not torch.isfinite(layouts[layout](shaped)).all():  # waits for the GPU too
+                        raise checkpoint.CheckpointError(f"{self.config.name} answers NaN: train it again")
+                spent = time.perf_counter() - begin
+                seconds[layout, self._threads] = min(seconds[layout, self._threads], spent)
+        layout, count = min(seconds, key=seconds.__getitem__)
+        self.model = layouts[layout]
+        return layout, count
 
 
 def fuse(model: AudioCNN) -> AudioCNN:

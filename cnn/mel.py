@@ -6,6 +6,7 @@ the wrong sample rate or with another filter bank than it was trained with.
 B batch, N samples, F mel bins, T frames.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class MelConfig:
     std: float = 22.0  # dB
 
     def __post_init__(self) -> None:
+        numbers = (self.f_min, self.f_max, self.seconds, self.floor_db, self.mean, self.std)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("f_min, f_max, seconds, floor_db, mean and std must be finite")
+        if max(self.sample_rate / 768_000, self.n_fft / 2**15, self.n_mels / 1024, self.seconds / 60) > 1:
+            raise ValueError("sample_rate, n_fft, n_mels or seconds are beyond what a front end here can need")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError(
                 f"mel range {self.f_min:g}-{self.f_max:g} Hz does not fit below half of {self.sample_rate} Hz"

@@ -2,7 +2,10 @@
 
 import dataclasses
 import pickle
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -68,7 +71,14 @@ def edit(key: str, value: object):
         (edit("mel", [1]), "mel should be dict"),
         (edit("model/width", 8), "conv1.weight is"),
         (edit("model/width", 10**9), "beyond this family"),
-        (edit("model/width", "wide"), "model settings are wrong"),
+        (edit("model/width", "wide"), "setting width is 'wide', not int"),
+        (edit("model/width", 4.0), "setting width is '4.0', not int"),
+        (edit("model/depths", [3, "x"]), "model settings are wrong"),
+        (edit("mel/hop_length", 320.5), "setting hop_length is '320.5', not int"),
+        (edit("mel/mean", float("nan")), "finite"),
+        (edit("mel/n_mels", 10**6), "beyond what a front end"),
+        (edit("state_dict/bn1.weight", torch.ones(4).to_sparse()), "bn1.weight holds"),
+        (edit("state_dict/bn1.weight", torch.ones(4, dtype=torch.complex64)), "bn1.weight holds torch.complex64"),
         (edit("model/colour", "blue"), "colour"),
         (edit("mel/std", 0.0), "std"),
         (edit("labels", ["dog"] * 50), "50 labels"),
@@ -129,6 +139,54 @@ def test_a_failed_write_leaves_the_older_file_and_no_rubbish(tiny: Path, tmp_pat
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save(checkpoint.load(tiny), path)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == tiny.read_bytes()
+
+
+@pytest.fixture
+def hub(tiny: Path, tmp_path: Path, monkeypatch) -> Iterator[None]:
+    """A Hub on this machine that has one repository, owner/name, with one revision besides main."""
+    weights = tiny.read_bytes()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            found = self.path in [f"/owner/name/resolve/{r}/best_model.pth" for r in ("main", "v1")]
+            self.send_response(200 if found else 404)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(weights) if found else 0))
+            if not found:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(weights)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_come_from_the_hub_by_name_and_revision(hub, tiny: Path, capsys):
+    for name in ("owner/name", "owner/name@v1"):
+        assert checkpoint.find(name).read_bytes() == tiny.read_bytes()
+    with pytest.raises(CheckpointError, match=r"no best_model\.pth in owner/other at v2"):
+        checkpoint.find("owner/other@v2")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_to_be(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its retries
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        checkpoint.find("owner/name")
 
 
 def test_weights_are_looked_for_in_the_order_of_the_design(tiny: Path, tmp_path: Path, monkeypatch):

@@ -55,6 +55,14 @@ def test_a_run_cut_off_and_resumed_ends_as_one_that_was_not(data: Path, tmp_path
     assert a.metrics["clips"] == 6 and a.metrics["accuracy"] == whole.accuracy
 
 
+def test_the_commit_in_the_weights_is_that_of_the_start_and_none_is_needed(data: Path, tmp_path: Path, monkeypatch):
+    run = config.make("resnet34-16k", **SMALL | {"epochs": 2})
+    monkeypatch.setenv("PATH", "")
+    train(run, data, tmp_path, stop_after=1)
+    monkeypatch.undo()
+    assert checkpoint.load(train(run, data, tmp_path, resume=True).checkpoint).provenance["commit"] == "unknown"
+
+
 def test_another_seed_is_another_run(data: Path, tmp_path: Path):
     short = SMALL | {"epochs": 1}
     runs = [train(config.make("resnet34-16k", **short, seed=s), data, tmp_path / str(s)) for s in (0, 1)]
@@ -92,13 +100,15 @@ def test_other_settings_do_not_continue_a_run(data: Path, tmp_path: Path):
         train(dataclasses.replace(run, lr=0.1), data, tmp_path, resume=True)
     with pytest.raises(TrainingError, match="--resume"):
         train(run, data, tmp_path)
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(run, data, tmp_path / "elsewhere", resume=True)
     (tmp_path / "resume.pt").write_bytes(b"cut off")
     with pytest.raises(TrainingError, match="delete it to start again"):
         train(run, data, tmp_path, resume=True)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_where_and_what_to_do(data: Path, tmp_path: Path):
-    with pytest.raises(TrainingError, match=r"epoch 1, step [23].*lower --lr"):
+    with pytest.raises(TrainingError, match=r"epoch 1, step [23].*another --out with a lower --lr"):
         train(config.make("resnet34-16k", **SMALL, lr=1e30, warmup=0.0), data, tmp_path)
 
 

@@ -9,12 +9,16 @@ from torch import Tensor
 
 
 class Logger(Protocol):
+    def start(self, epoch: int) -> None: ...
     def scalars(self, epoch: int, values: dict[str, float]) -> None: ...
     def pictures(self, epoch: int, name: str, pictures: Tensor) -> None: ...
     def text(self, line: str) -> None: ...
 
 
 class NullLogger:
+    def start(self, epoch: int) -> None:
+        pass
+
     def scalars(self, epoch: int, values: dict[str, float]) -> None:
         pass
 
@@ -29,9 +33,13 @@ class TensorBoard:
     """Event files in `folder`; `tensorboard --logdir` shows them."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, epoch: int) -> None:
+        """Begin, or go on after so many epochs: what an interrupted run logged beyond them is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(self.folder), purge_step=epoch + 1 if epoch else None)
 
     def scalars(self, epoch: int, values: dict[str, float]) -> None:
         for name, value in values.items():

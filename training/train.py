@@ -37,7 +37,7 @@ from training.data import DataError, in_folds, load_db, read_rows
 from training.evaluate import evaluate
 from training.logs import Logger, NullLogger, Progress, TensorBoard
 
-RESUME_FORMAT = "audio-cnn-resume/2"
+RESUME_FORMAT = "audio-cnn-resume/3"
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -70,7 +70,11 @@ def train(
     state_file = out / "resume.pt"
     if state_file.exists() and not resume:
         raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another --out")
-    state = _read_state(state_file, config) if state_file.exists() else None
+    if resume and not state_file.exists():
+        raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check --out")
+    state = _read_state(state_file, config) if resume else None
+    first = state["epoch"] if state else 0
+    logger.start(first)
 
     rows = read_rows(data, esc10=config.classes == "esc10")
     labels = tuple(c for c in ESC50 if config.classes == "esc50" or c in ESC10)
@@ -102,13 +106,13 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=steps * config.epochs, pct_start=config.warmup, cycle_momentum=False
     )
-    first = 0
     if state:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        first = state["epoch"]
+    # taken now: the repository may move on while the run goes
+    provenance = state["provenance"] if state else _provenance(data, rows, config, lowest_rate)
 
     front_end = LogMel(mel)
     progress = Progress(config.epochs, steps, batch_size, first)
@@ -135,8 +139,8 @@ def train(
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss is {value} at epoch {epoch + 1}, step {step + 1}: lower --lr or use --precision fp32; "
-                    f"{state_file} holds the last good state"
+                    f"the loss is {value} at epoch {epoch + 1}, step {step + 1}: start again in another --out with a "
+                    "lower --lr or with --precision fp32"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -158,6 +162,7 @@ def train(
                 "format": RESUME_FORMAT,
                 "config": dataclasses.asdict(config),
                 "mode": [precision, layout],
+                "provenance": provenance,
                 "epoch": epoch + 1,
                 "model": model.state_dict(),
                 "average": average.state_dict(),
@@ -174,7 +179,7 @@ def train(
         labels=labels,
         state_dict=checkpoint.half(average.module.state_dict()),
         recipe=dataclasses.asdict(config),
-        provenance=_provenance(data, rows, config, lowest_rate),
+        provenance=provenance,
     )
     best = out / "best_model.pth"
     checkpoint.save(kept, best)
@@ -254,7 +259,11 @@ def _read_state(path: Path, config: TrainConfig) -> dict:
 
 def _provenance(data: Path, rows: list, config: TrainConfig, lowest_rate: int) -> dict:
     def git(*args: str) -> str:
-        found = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        command = ["git", *args]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        except OSError:  # no git here: a downloaded archive, a slim container
+            return ""
         return found.stdout.strip()
 
     commit = git("rev-parse", "HEAD") or "unknown"
