@@ -14,6 +14,12 @@
     }, 200);
     return;
   }
+  const refusals = {
+    NotAllowedError: "not allowed. Allow it in the browser's address bar.",
+    NotFoundError: "none found. Connect one.",
+    NotReadableError: "in use by another program, or switched off. Free it and try again.",
+    OverconstrainedError: "the one chosen is not there any more. Choose another.",
+  };
   const original = media.getUserMedia.bind(media);
   media.getUserMedia = async (wanted) => {
     if (!wanted || !wanted.audio) return original(wanted);
@@ -23,11 +29,7 @@
     try {
       stream = await original({ ...wanted, audio: { ...audio, ...plain } });
     } catch (error) {
-      said(
-        error.name === "NotAllowedError"
-          ? "Microphone: not allowed. Allow it in the browser's address bar, or upload a file."
-          : "Microphone: none found. Connect one, or upload a file."
-      );
+      said(`Microphone: ${refusals[error.name] ?? `it does not open (${error.name}).`} Or upload a file.`);
       throw error;
     }
     const got = stream.getAudioTracks()[0].getSettings();

@@ -18,12 +18,26 @@
     }
     return handed;
   };
+  // once there is an answer: tell those who press play in vain that it is the player, not the sound
+  window.sayIfUnplayable = (sound) => {
+    const place = document.getElementById("unplayable");
+    place.textContent = "";
+    if (!sound?.url) return;
+    const player = new Audio();
+    player.onerror = () => (place.textContent = "Your browser cannot play this format; the network heard it.");
+    player.preload = "metadata";
+    player.src = sound.url;
+  };
   const isChooser = (target) => target instanceof HTMLInputElement && target.type === "file" && target.closest(box);
 
   document.addEventListener(
     "click",
     (event) => {
       if (isChooser(event.target)) event.target.removeAttribute("accept");
+      // every way to another sound is a button in this column: what was said of the last one has had its day
+      if (event.target.closest?.("#hear button")) {
+        for (const id of ["refused", "unplayable"]) document.getElementById(id).textContent = "";
+      }
     },
     true
   );

@@ -41,11 +41,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def say(text: str, stream: TextIO) -> None:
-    """Print with nothing in it that could steer a terminal (file names and tags are strangers' text)."""
-    safe = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def say(stream: TextIO, *lines: str) -> None:
+    """Print lines with nothing in them that could steer a terminal or pass for another line (file names are strangers'
+    text)."""
+    safe = ("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines)
     encoding = stream.encoding or "utf-8"
-    print(safe.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    print("\n".join(safe).encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
 
 def bar(share: float, encoding: str) -> str:
@@ -59,12 +60,13 @@ def bar(share: float, encoding: str) -> str:
     return blocks.rstrip()
 
 
-def text(name: str, prediction: "Prediction", top: int, encoding: str) -> str:
-    """The answer as a person reads it."""
+def text(name: str, prediction: "Prediction", top: int, encoding: str) -> list[str]:
+    """The answer as a person reads it, line by line."""
+    from cnn.audio import duration
     from cnn.labels import spoken
 
     clip = prediction.clip
-    source = [f"{clip.seconds:.3g} s", f"{clip.rate / 1000:g} kHz", clip.format]
+    source = [duration(clip.seconds), f"{clip.rate / 1000:g} kHz", clip.format]
     lines = [f"{name}  ({', '.join(filter(None, source))})"]
     if prediction.verdict == "silent":
         lines.append(f"  {prediction.message}")
@@ -76,7 +78,7 @@ def text(name: str, prediction: "Prediction", top: int, encoding: str) -> str:
         channels, f, t = prediction.shapes[tap]
         lines.append(f"  {tap:<20} {channels} x {f} x {t}, channel mean {values.min():.3g} to {values.max():.3g}")
     lines.append(f"  {prediction.timings['total'] * 1000:.0f} ms on {prediction.device}, {prediction.network}")
-    return "\n".join(lines)
+    return lines
 
 
 def answer(classifier: "Classifier", file: str, args: argparse.Namespace) -> bool:
@@ -91,16 +93,16 @@ def answer(classifier: "Classifier", file: str, args: argparse.Namespace) -> boo
         prediction = classifier.predict(sound, maps=args.maps)
     except audio.AudioError as error:
         if args.json:
-            say(json.dumps({"file": file, "error": str(error)}), sys.stdout)
+            say(sys.stdout, json.dumps({"file": file, "error": str(error)}))
         else:
             message = str(error)  # it begins with the file's name, which lacks the folders
-            say(message if message.startswith(name) else f"{name}: {message}", sys.stderr)
+            say(sys.stderr, message if message.startswith(name) else f"{name}: {message}")
         return False
     if args.json:
         payload = {"file": file} | prediction.to_dict(top=args.top, maps=args.maps)
-        say(json.dumps(payload, allow_nan=False), sys.stdout)
+        say(sys.stdout, json.dumps(payload, allow_nan=False))
     else:
-        say(text(name, prediction, args.top, sys.stdout.encoding or "utf-8"), sys.stdout)
+        say(sys.stdout, *text(name, prediction, args.top, sys.stdout.encoding or "utf-8"))
     return True
 
 
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         classifier = Classifier.open(args.model, device=args.device)
     except ValueError as error:  # CheckpointError is one; the other kind is a device that is not here
-        say(str(error), sys.stderr)
+        say(sys.stderr, str(error))
         return 2
     answered = [answer(classifier, file, args) for file in args.files]
     return 0 if all(answered) else 1

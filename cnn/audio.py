@@ -11,6 +11,8 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -32,11 +34,13 @@ from cnn.decoding import (
     title,
 )
 
-__all__ = ["AudioError", "Clip", "load", "resample", "windows"]
+__all__ = ["AudioError", "Clip", "duration", "load", "resample", "windows"]
 
 MAX_BYTES = 200_000_000  # larger files are refused before anything is read
 MAX_SECONDS = 60.0  # what is used of a longer sound
 SILENCE_DBFS = -60.0  # a clip without a sample above this is silent
+MAX_SAMPLE = 2.0**32  # float files hold integers up to 2**31; beyond that is damage (squared, it leaves float32)
+CANCELLED = 1e-2  # of the power that unrelated channels leave in their mix; lossy codings keep some of -30 dB
 MIN_OVERHANG = 0.05  # seconds; what goes on for less after the last window is not worth another
 
 
@@ -53,8 +57,7 @@ class Clip:
     format: str = ""  # 'WAV, 16-bit PCM', 'MP3', 'AAC in MP4', 'array, int16'
     lossy: bool = False  # the coding loses something: mp3, aac, Vorbis, Opus, WMA, GSM, AMR, ADPCM, mu-law, A-law
     channels: int = 1  # of the source, before the mix-down
-    source_seconds: float | None = None  # length of the source; None: it was cut and its container does not tell
-    notes: tuple[str, ...] = ()  # whole sentences for the reader: cut, broken off, NaN
+    notes: tuple[str, ...] = ()  # whole sentences for the reader: cut, broken off, NaN, channels that cancel
 
     @property
     def seconds(self) -> float:
@@ -79,9 +82,9 @@ def load(
 ) -> Clip:
     """Decode a path, the bytes of a file, or (rate in Hz, array (N,) or (N, C)); all three agree to the sample.
 
-    Channels are averaged. Integer arrays are scaled by their own type (unsigned: offset binary), floats taken as they
-    are. No more than `max_seconds` is decoded, however much a header promises. `name` is what people call the sound.
-    Raises AudioError.
+    Channels are averaged, unless they cancel each other: then the loudest is used. Integer arrays are scaled by their
+    own type (unsigned: offset binary), floats taken as they are. No more than `max_seconds` is decoded, however much a
+    header promises. `name` is what people call the sound. Raises AudioError; TypeError for any other kind of source.
     """
     if isinstance(source, tuple):
         return _from_array(source, _file_name(name or ""), max_seconds)
@@ -90,6 +93,11 @@ def load(
         _check_size(size, name)
         with io.BytesIO(source) as file:
             return _from_file(file, size, name, max_seconds)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"load() takes a path, the bytes of a file or (rate, array), not {type(source).__name__}; "
+            "a Clip goes to Classifier.predict()."
+        )
     path = os.fsdecode(source)
     name = _file_name(path if name is None else name)
     if "\0" in path:
@@ -155,7 +163,11 @@ def _from_array(source: tuple[int, np.ndarray], name: str, max_seconds: float) -
             "give (samples, channels), so transpose it if it is (channels, samples)."
         )
     coding, declared = f"array, {array.dtype.name}", len(array) / rate
-    return _clip(Track(rate, block.shape[1], coding, False, declared, True, iter([block])), name, max_seconds)
+
+    def opened() -> AbstractContextManager[Track]:
+        return nullcontext(Track(rate, block.shape[1], coding, False, declared, True, iter([block])))
+
+    return _clip(opened, name, max_seconds)
 
 
 def _to_float32(array: np.ndarray) -> np.ndarray:
@@ -169,14 +181,12 @@ def _to_float32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) / np.float32(half)
 
 
-def _mono(block: np.ndarray) -> tuple[np.ndarray, int]:
-    """(n, C) of any number type -> (n,) float32 channel mean, and how many values were NaN or infinite (taken as 0)."""
+def _clean(block: np.ndarray) -> tuple[np.ndarray, int]:
+    """(n, C) of any number type -> (n, C) float32 of sensible numbers, and how many were none (now 0)."""
     block = _to_float32(block)
-    finite = np.isfinite(block)
-    bad = block.size - int(np.count_nonzero(finite))
-    if bad:
-        block = np.where(finite, block, np.float32(0))
-    return (block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float64).astype(np.float32)), bad
+    sensible = np.abs(block) <= MAX_SAMPLE  # false for NaN
+    bad = block.size - int(np.count_nonzero(sensible))
+    return (np.where(sensible, block, np.float32(0)) if bad else block), bad
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -192,10 +202,13 @@ def _from_file(file: BinaryIO, size: int, name: str, max_seconds: float) -> Clip
         raise AudioError(f"{title(name)} is {what}, not a sound; choose a sound file such as wav, flac, mp3 or m4a.")
     causes: list[Exception] = []
     for decoder in openers(head):
-        file.seek(0)
+
+        def opened(decoder: Callable = decoder) -> AbstractContextManager[Track]:
+            file.seek(0)
+            return decoder(file, head, size, name, max_seconds)
+
         try:
-            with decoder(file, head, size, name, max_seconds) as track:
-                return _clip(track, name, max_seconds)
+            return _clip(opened, name, max_seconds)
         except (soundfile.SoundFileError, av.FFmpegError, NoSamples) as e:
             causes.append(e)
     if any(isinstance(e, NoSamples) for e in causes):
@@ -206,41 +219,64 @@ def _from_file(file: BinaryIO, size: int, name: str, max_seconds: float) -> Clip
     ) from causes[-1]
 
 
-def _clip(track: Track, name: str, max_seconds: float) -> Clip:
+def _clip(opened: Callable[[], AbstractContextManager[Track]], name: str, max_seconds: float) -> Clip:
     """Read a track up to the cap, mix it down, and say what a reader should know about it."""
+    with opened() as track:
+        samples, more, bad, instead = _read(track, max_seconds)
+    if instead is not None:  # decoded once more: keeping 64 channels in case they cancel would take gigabytes
+        with opened() as again:
+            samples = _read(again, max_seconds, instead)[0]
+    samples.flags.writeable = False
+    seconds, declared, notes = len(samples) / track.rate, track.declared, list(track.notes)
+    if more:
+        whole = f" of {duration(declared)}" if declared and declared > seconds else ""
+        notes.append(f"Only the first {duration(seconds)}{whole} are used.")
+    elif track.own and declared and declared - seconds > TRACK_SLACK:
+        notes.append(f"The file breaks off early: {duration(seconds)} of {duration(declared)} are there.")
+    elif track.damaged:
+        notes.append("Parts of the file are damaged and were left out.")
+    if bad:
+        were, counts = ("sample was", "counts") if bad == 1 else ("samples were", "count")
+        notes.append(f"{bad:,} {were} NaN, infinite or beyond any scale and {counts} as zero.")
+    if instead is not None:
+        notes.append("The channels cancel each other; only the loudest one is used.")
+    return Clip(samples, track.rate, name, track.format, track.lossy, track.channels, tuple(notes))
+
+
+def _read(track: Track, max_seconds: float, channel: int | None = None) -> tuple[np.ndarray, bool, int, int | None]:
+    """The mix (N,) of a track's channels, or one `channel`, up to the cap; whether there is more; how many values were
+    no sensible numbers; the loudest channel if the mix is what next to nothing is left in."""
     cap = round(max_seconds * track.rate)
     parts, count, bad = [], 0, 0
+    power, left = np.zeros(track.channels), 0.0  # of the channels, of their mix
     for block in track.blocks:
-        samples, wrong = _mono(block[: cap - count])
-        parts.append(samples)
+        values, wrong = _clean(block[: cap - count])
+        mono = values.shape[1] == 1
+        parts.append(values[:, channel or 0] if mono or channel is not None else _mix(values))
+        if values.shape[1] != track.channels:  # some codings change it on the way
+            left = math.inf
+        elif not mono:
+            power += np.einsum("nc,nc->c", values, values, dtype=np.float64)
+            left += float(np.einsum("n,n->", parts[-1], parts[-1], dtype=np.float64))
         count += len(block)
         bad += wrong
         if count > cap:
             break
     if count == 0:
         raise NoSamples("no samples")
-    samples = np.concatenate(parts)
-    samples.flags.writeable = False
-    seconds, declared, notes = len(samples) / track.rate, track.declared, list(track.notes)
-    if cut := count > cap:
-        declared = declared if declared and declared > seconds else None
-        whole = f" of {_duration(declared)}" if declared else ""
-        notes.append(f"Only the first {_duration(seconds)}{whole} are used.")
-    elif track.own and declared and declared - seconds > TRACK_SLACK:
-        notes.append(f"The file breaks off early: {_duration(seconds)} of {_duration(declared)} are there.")
-    elif track.damaged:
-        notes.append("Parts of the file are damaged and were left out.")
-    if bad:
-        were, counts = ("sample was", "counts") if bad == 1 else ("samples were", "count")
-        notes.append(f"{bad:,} {were} NaN or infinite and {counts} as zero.")
-    length = declared if cut else seconds
-    return Clip(samples, track.rate, name, track.format, track.lossy, track.channels, length, tuple(notes))
+    cancelled = track.channels > 1 and left < CANCELLED * power.sum() / track.channels**2
+    return np.concatenate(parts), count > cap, bad, int(power.argmax()) if cancelled else None
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """(n, C) -> (n,) float32, the channels' mean."""
+    return values.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def _check_size(size: int, name: str) -> None:
     if size > MAX_BYTES:
         raise AudioError(
-            f"{title(name)} has {size / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:,.0f} MB that are read; "
+            f"{title(name)} is larger than the {MAX_BYTES / 1e6:,.0f} MB that are read; "
             "cut it, or save it as mp3, ogg or m4a."
         )
 
@@ -254,7 +290,8 @@ def _file_name(path: str) -> str:
     return "".join(c for c in last if c.isprintable()).strip()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """'0.05 s', '12.3 s', '12 min', '2 h 5 min'."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)

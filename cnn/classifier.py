@@ -211,7 +211,7 @@ class Classifier:
         return Prediction(
             labels=labels,
             verdict="named",
-            message=f"{spoken(labels[0].name)} ({100 * labels[0].probability:.0f} %)",
+            message=f"{spoken(labels[0].name)} ({min(100 * labels[0].probability, 99.9):.3g} %)",
             window_probabilities=every,
             window=int(np.flatnonzero(heard)[row]),
             mel=db[row].copy(),

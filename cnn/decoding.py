@@ -82,9 +82,21 @@ def openers(head: bytes) -> tuple[Callable, ...]:
     return (_open_soundfile, _open_av)
 
 
+class _Seekable:
+    """What libsndfile reads from. A damaged header sends it to places that no file has; an exception there ends in its
+    C code, which prints a traceback into the terminal. As in C, such a seek fails by not moving."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.tell, self.readinto = file, file.tell, file.readinto
+
+    def seek(self, offset: int, whence: int) -> None:
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            self._file.seek(offset, whence)
+
+
 @contextlib.contextmanager
 def _open_soundfile(file: BinaryIO, head: bytes, size: int, name: str, max_seconds: float) -> Iterator[Track]:
-    with soundfile.SoundFile(file) as sound:
+    with soundfile.SoundFile(_Seekable(file)) as sound:
         rate, channels = check_rate(sound.samplerate, name), _channels(sound.channels, name)
 
         def blocks() -> Iterator[np.ndarray]:

@@ -93,9 +93,9 @@ def upload(page: Page, path: Path) -> None:
     page.set_input_files("#sound input[type=file]", path)
 
 
-def expect_answer(page: Page, source: Path, classifier: Classifier) -> None:
+def expect_answer(page: Page, source: Path, classifier: Classifier, name: str | None = None) -> None:
     """The page shows what Classifier.predict says of the same file."""
-    expect(page.locator(".facts b")).to_have_text(source.name, timeout=20_000)
+    expect(page.locator(".facts b")).to_have_text(name or source.name, timeout=20_000)
     best = classifier.predict(source).labels[0]
     expect(page.locator("#name")).to_have_text(spoken(best.name))
     expect(page.locator(".sure")).to_have_text(f"{percent(best.probability)} sure")
@@ -152,6 +152,44 @@ def test_upload_then_a_broken_file_then_another_sound_then_silence(
     expect(page.locator("#layers")).to_be_hidden()
 
 
+def test_a_file_too_large_is_refused_before_its_upload_and_forgotten_with_the_next_sound(
+    visit: Callable[..., Page], tmp_path: Path
+):
+    large = tmp_path / "large.wav"
+    with large.open("wb") as file:
+        file.truncate(201_000_000)  # sparse
+    page = visit()
+    uploads: list[str] = []
+    page.on("request", lambda request: "/upload" in request.url and uploads.append(request.url))
+    page.click("#sound button[aria-label='Upload file']")
+    page.set_input_files("#sound input[type=file]", large)
+    expect(page.locator("#refused")).to_contain_text("large.wav is larger than 200 MB")
+    page.wait_for_timeout(300)
+    assert uploads == []
+    page.click("#example-buttons button:has-text('dog')")
+    expect(page.locator("#refused")).to_be_empty()
+    expect(page.locator(".facts b")).to_have_text("dog.ogg", timeout=20_000)
+
+
+def test_a_file_that_no_browser_plays_can_be_dropped_and_is_heard(visit: Callable[..., Page], tmp_path: Path):
+    samples, rate = soundfile.read(EXAMPLES / "dog.ogg", dtype="float32")
+    soundfile.write(tmp_path / "dropped", samples, rate, format="AIFF")  # no type that the system calls audio
+    page = visit()
+    page.click("#sound button[aria-label='Upload file']")
+    place = page.locator("#sound input[type=file]").locator("xpath=..").bounding_box()
+    assert place is not None
+    where = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
+    dragged = {"items": [], "files": [str(tmp_path / "dropped")], "dragOperationsMask": 1}
+    devtools = page.context.new_cdp_session(page)
+    for step in ("dragEnter", "dragOver", "drop"):  # as the browser itself does, so that the events are trusted
+        devtools.send("Input.dispatchDragEvent", {"type": step, **where, "data": dragged})
+    expect(page.locator("#format")).to_contain_text("AIFF", timeout=20_000)
+    expect(page.locator("#unplayable")).to_contain_text("cannot play this format; the network heard it")
+    page.click("#example-buttons button:has-text('rain')")
+    expect(page.locator(".facts b")).to_have_text("rain.ogg", timeout=20_000)
+    expect(page.locator("#unplayable")).to_be_empty()
+
+
 def test_a_recording_is_heard_as_it_sounded(visit: Callable[..., Page], tiny_classifier: Classifier):
     page = visit()
     played: list[str] = []
@@ -164,7 +202,7 @@ def test_a_recording_is_heard_as_it_sounded(visit: Callable[..., Page], tiny_cla
     page.click("#sound .stop-button")
     expect(page.locator("#format")).to_contain_text("WAV, 16-bit PCM", timeout=20_000)
     recording = Path(unquote(next(address for address in played if ".wav" in address).split("file=")[1]))
-    expect_answer(page, recording, tiny_classifier)
+    expect_answer(page, recording, tiny_classifier, name="Recording")
     clip = load(recording)
     tail = clip.samples[-clip.rate :]
     loudest = np.abs(np.fft.rfft(tail * np.hanning(len(tail)))).argmax() * clip.rate / len(tail)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from cnn import audio
 from cnn.__main__ import bar, main, say
 from cnn.audio import Clip
 from cnn.classifier import Classifier
@@ -95,6 +96,26 @@ def test_silence_gets_its_level_and_no_name(run: Run, tmp_path: Path, capsys):
     assert [(line["verdict"], line["predictions"]) for line in lines] == [("silent", [])] * 2
 
 
+@pytest.mark.parametrize("scale", [2.0**31, 1e20, 1e38])
+def test_an_answer_about_huge_samples_is_a_number(run: Run, tone: Clip, tmp_path: Path, capsys, scale: float):
+    soundfile.write(path := tmp_path / "huge.wav", tone.samples * np.float32(scale), tone.rate, subtype="FLOAT")
+    assert run(path, "--json", "--top", 50) == 0
+    answer = json.loads(capsys.readouterr().out)
+    silent = answer["verdict"] == "silent"  # nothing is left
+    assert silent or sum(x["confidence"] for x in answer["predictions"]) == pytest.approx(1, abs=0.01)
+    assert run(path) == 0
+    out = capsys.readouterr().out
+    assert ("%" not in out) == silent and "nan%" not in out
+    assert ("beyond any scale" in out) == (scale > 2**32)
+
+
+def test_too_much_standard_input_is_refused_without_a_wrong_size(run: Run, wav: Path, capsys, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_BYTES", 1000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav.read_bytes())))
+    assert run("-") == 1
+    assert capsys.readouterr().err.startswith("standard input is larger than the ")
+
+
 def test_a_dash_reads_standard_input(run: Run, wav: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav.read_bytes())))
     assert run("-", "--json") == 0
@@ -114,9 +135,16 @@ def test_a_wrong_command_or_network_is_2(wav: Path, broken: Path, capsys):
 
 
 def test_nothing_in_a_name_can_steer_the_terminal(capsys):
-    say("a\x1b[2Jb\rc\u202ed\udcffe", sys.stdout)
+    say(sys.stdout, "a\x1b[2Jb\rc\u202ed\udcffe\nf")
     out = capsys.readouterr().out
-    assert out[0] == "a" and out.rstrip("\n").isprintable()
+    assert out[0] == "a" and out.removesuffix("\n").isprintable()
+
+
+def test_no_name_can_forge_a_line(run: Run, wav: Path, tmp_path: Path, capsys):
+    forged = wav.rename(tmp_path / "a\n  dog  99.9%.wav")
+    assert run(wav.with_name("none\n  dog  99.9%.wav"), forged) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and not any(line.startswith("  dog  99.9%") for line in (out + err).splitlines())
 
 
 def test_bars_start_at_zero_and_fall_back_to_ascii():

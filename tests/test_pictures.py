@@ -2,14 +2,19 @@
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnn import pictures
+from cnn import canvas, pictures
+from cnn.audio import Clip
+from cnn.canvas import NARROW, WIDE, Layout, Picture
+from cnn.classifier import Label, Prediction
 from cnn.mel import MEL_16K
-from cnn.pictures import NARROW, WIDE, Picture, Scale
+from cnn.pictures import Scale
+from cnn.ui.figures import draw, facts
 
 SCALE = Scale(seconds=5.0, hop=0.02, centres=tuple(float(c) for c in MEL_16K.centres))
 COLOUR = 65  # first number of the colour map in the palette
@@ -29,14 +34,23 @@ def brightest_row(picture: Picture) -> float:
 
 
 @pytest.fixture(scope="module")
-def answer() -> dict[str, Picture]:
+def prediction() -> Prediction:
+    """Of 20 s, which are 7 windows; the last two are silent."""
     noise = np.random.default_rng(0)
     cells = {"conv1": (64, 32, 63), "layer3": (256, 8, 16), "layer4": (512, 4, 8), "layer4.block0.conv": (512, 4, 8)}
     maps = {tap: noise.random(shape[1:]).astype(np.float32) for tap, shape in cells.items()}
     samples = noise.uniform(-0.5, 0.5, 20 * 44_100).astype(np.float32)
     db = noise.uniform(-80, 10, (128, 251)).astype(np.float32)
-    labels = [("crying baby", 0.5), ("dog", 0.25), ("rain", 0.0001)]
-    return pictures.all_pictures(labels, samples, 44_100, db, maps, cells, SCALE)
+    labels = tuple(Label(n, p, 0.0) for n, p in (("crying_baby", 0.5), ("dog", 0.25), ("rain", 0.0001)))
+    probabilities = np.full((7, 50), 0.02)
+    probabilities[5:] = 0
+    clip, starts = Clip(samples, 44_100), np.arange(7) * 2.5
+    return Prediction(clip, labels, "named", "", starts, probabilities, 0, db, MEL_16K, maps, cells, np.zeros(50))
+
+
+@pytest.fixture(scope="module")
+def answer(prediction: Prediction) -> dict[str, Picture]:
+    return draw(prediction)
 
 
 def test_a_low_tone_lies_at_the_foot_and_a_high_one_at_the_top():
@@ -72,7 +86,16 @@ def test_the_envelope_keeps_a_click_of_one_sample():
     tall = np.flatnonzero(inner.sum(axis=0) > len(inner) / 3)
     assert len(tall) in (1, 2)
     assert tall[0] / inner.shape[1] * 5 == pytest.approx(100_001 / 44_100, abs=0.01)
-    assert "0.9 of full scale at 2.3 s" in picture.alt
+    assert "0.0 to 5.0 s, largest sample 0.9 of full scale at 2.3 s" in picture.alt
+
+
+def test_what_comes_after_the_window_plays_no_part_in_its_waveform():
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, 12 * 8000).astype(np.float32)
+    clicked = samples.copy()
+    clicked[9 * 8000] = 0.9
+    with_click, without = (pictures.waveform(s, 8000, seconds=5, start=2.5) for s in (clicked, samples))
+    assert (with_click.pixels == without.pixels).all()
+    assert with_click.alt == without.alt
 
 
 @pytest.mark.parametrize(("count", "rate"), [(400, 8_000), (1, 44_100), (192_000, 192_000)])
@@ -83,8 +106,62 @@ def test_a_waveform_ends_where_the_sound_ends(count: int, rate: int):
     assert drawn[-1] + 1 == pytest.approx(count / rate / 5 * inner.shape[1], abs=1.01)
 
 
+def drawn_labels(monkeypatch: pytest.MonkeyPatch, draw_one: Callable[[], Picture]) -> list[str]:
+    """What is written in a picture; none of it may be cut at its edge."""
+    written = []
+    original = canvas._letters
+
+    def letters(text: str, size: float, bold: bool) -> np.ndarray:
+        written.append(text)
+        return original(text, size, bold)
+
+    monkeypatch.setattr(canvas, "_letters", letters)
+    pixels = draw_one().pixels
+    assert not pixels[:, -1].any()
+    return written
+
+
 @pytest.mark.parametrize("layout", [WIDE, NARROW])
-def test_all_pictures_share_one_time_axis(answer: dict[str, Picture], layout: pictures.Layout):
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (10.01, 10.4, ["10.01", "10.21", "10.40"]),
+        (-0.000021, 0.00034, ["−0.2", "1.6", "3.4", "×10⁻⁴"]),
+        (0, 123_456, ["0", "0.62", "1.23", "×10⁵"]),
+        (-7.25, 4.75, ["−7.2", "−1.2", "4.8"]),
+        (-1000.25, -1000.0, ["−1000.25", "−1000.12", "−1000.00"]),
+    ],
+)
+def test_a_colour_bar_says_what_its_colours_are(
+    monkeypatch: pytest.MonkeyPatch, layout: Layout, low: float, high: float, labels: list[str]
+):
+    values = np.linspace(low, high, 32 * 63).reshape(32, 63)
+    title, shape = "layer1.block2, before ReLU", (256, 32, 63)
+    written = drawn_labels(
+        monkeypatch, lambda: pictures.feature_map(values, SCALE, title=title, shape=shape, layout=layout)
+    )
+    assert [text for text in dict.fromkeys(written) if text in labels] == labels
+
+
+@pytest.mark.parametrize(
+    ("least", "top", "floor", "foot"),
+    [(-80, 0, -80, "≤ −80"), (-60, 0, -80, "−60"), (-100, -31, -100, "≤ −100"), (-90, 20, -100, "≤ −60")],
+)
+def test_the_foot_of_the_spectrogram_says_what_was_clamped(
+    monkeypatch: pytest.MonkeyPatch, least: float, top: float, floor: float, foot: str
+):
+    db = np.linspace(least, top, 128 * 251).reshape(128, 251)
+    written = drawn_labels(monkeypatch, lambda: pictures.spectrogram(db, SCALE, floor=floor, layout=NARROW))
+    assert foot in written
+    assert "in dB" in written
+
+
+def test_facts_count_the_windows_that_were_heard(prediction: Prediction):
+    assert "Heard in 5 windows of 5 s; 2 silent ones were left out." in facts(prediction)
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW])
+def test_all_pictures_share_one_time_axis(answer: dict[str, Picture], layout: Layout):
     short = pictures.waveform(np.ones(8000, np.float32), 8000, seconds=5, layout=layout)
     others = [pictures.spectrogram(np.zeros((128, 251)), SCALE, layout=layout)]
     others.append(pictures.feature_map(np.ones((4, 8)), SCALE, title="x", shape=(9, 4, 8), layout=layout))
@@ -117,8 +194,13 @@ def test_each_map_says_its_true_size_and_its_own_numbers(answer: dict[str, Pictu
 def test_constant_and_broken_maps_are_drawn():
     flat = pictures.feature_map(np.zeros((4, 8)), SCALE, title="flat", shape=(512, 4, 8))
     assert (raster(flat) == COLOUR).all()
-    values = np.full((4, 8), np.nan)
-    assert (raster(pictures.feature_map(values, SCALE, title="nan", shape=(512, 4, 8))) == 0).all()
+    for value in (np.nan, np.inf):
+        values = np.full((4, 8), value)
+        assert (raster(pictures.feature_map(values, SCALE, title="nan", shape=(512, 4, 8))) == 0).all()
+        assert (raster(pictures.spectrogram(np.full((128, 251), value), SCALE, floor=-80)) == 0).all()
+    assert (raster(pictures.spectrogram(np.zeros((128, 251)), SCALE)) == COLOUR).all()
+    values[0, 0] = 1
+    assert "1 everywhere" in pictures.feature_map(values, SCALE, title="one", shape=(512, 4, 8)).alt
 
 
 def test_light_and_dark_differ_in_ink_and_not_in_colours(answer: dict[str, Picture]):
@@ -139,16 +221,30 @@ def luminance(colour: tuple[int, int, int]) -> float:
 
 @pytest.mark.parametrize(("theme", "background"), [("light", (251, 250, 252)), ("dark", (27, 30, 39))])
 def test_ink_and_accent_can_be_read(theme: str, background: tuple[int, int, int]):
-    for colour in (pictures.INK[theme], pictures.ACCENT[theme]):
+    for colour in (canvas.INK[theme], canvas.ACCENT[theme]):
         low, high = sorted((luminance(colour), luminance(background)))
         assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 @pytest.mark.parametrize(
-    ("probability", "text"), [(0.934, "93 %"), (1.0, "100 %"), (0.0414, "4.1 %"), (0.0958, "9.6 %"), (0.0, "< 0.1 %")]
-)
+    ("probability", "text"),
+    [(0.934, "93 %"), (1.0, "100 %"), (0.0414, "4.1 %"), (0.0958, "9.6 %"), (0.0, "< 0.1 %"), (0.996, "99.6 %"),
+     (0.9996, "> 99.9 %"), (0.9999999, "> 99.9 %")],
+)  # fmt: skip
 def test_percentages_have_two_digits(probability: float, text: str):
     assert pictures.percent(probability) == text
+
+
+@pytest.mark.parametrize(("hertz", "text"), [(31.3, "31 Hz"), (996, "1 kHz"), (440, "440 Hz"), (7800, "7.8 kHz")])
+def test_frequencies_below_a_kilohertz_are_in_hertz(hertz: float, text: str):
+    assert pictures.hertz_in_words(hertz) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0512, "0.051 s"), (5.001, "5 s"), (2.75, "2.8 s"), (61.4, "61 s"), (750, "12 min")]
+)
+def test_lengths_have_two_digits(seconds: float, text: str):
+    assert pictures.seconds_in_words(seconds) == text
 
 
 def test_time_ticks_are_round_and_absolute():

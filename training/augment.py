@@ -4,6 +4,8 @@ Every function takes a numpy Generator: the run derives one from (seed, epoch, s
 numbers as an uninterrupted one. B batch, F mel bins, T frames, N classes.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def augment(
     """Absolute dB (B, F, T), soft targets (B, N) -> what the network sees (B, 1, F, crop), soft targets (B, N)."""
     db = warp(db, config.crop_frames, config.stretch_min, config.stretch_max, config.shift_bins, rng)
     db = db + equaliser(len(db), db.shape[1], config.eq_knots, config.eq_db, config.gain_db, rng)
-    power = 10.0 ** (db / 10.0)
+    power = (db * (math.log(10.0) / 10.0)).exp()
     power = outside(power, config, rng)
     share = torch.from_numpy(rng.beta(config.mixup_alpha, config.mixup_alpha, len(db)).astype(np.float32))
     partner = torch.from_numpy(rng.permutation(len(db)))

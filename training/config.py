@@ -80,6 +80,11 @@ class TrainConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
+    # half the width learns several times as many epochs in the same time
+    "half-16k": {
+        "width": 32, "epochs": 135, "lr": 3e-3, "crop_frames": 160, "relative": False, "floor_db": -100.0,
+        "gain_db": 6.0, "mixup": 0.9, "mixup_end_share": 0.15,
+    },
     "best-16k": {
         "width": 40, "epochs": 300, "lr": 3e-3, "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.15,
         "lowpass": 0.25, "highpass": 0.1, "silence": 0.2, "noise": 0.3,

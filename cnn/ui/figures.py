@@ -2,23 +2,39 @@
 
 import base64
 import math
+from collections.abc import Collection
 from html import escape
 
+import numpy as np
+
+from cnn.canvas import WIDE, Layout, Picture
 from cnn.classifier import Prediction
 from cnn.labels import spoken
-from cnn.pictures import Picture, Scale, kilohertz, percent
+from cnn.mel import MelConfig
+from cnn.pictures import (
+    Scale,
+    bars,
+    feature_map,
+    hertz_in_words,
+    percent,
+    seconds_in_words,
+    spectrogram,
+    tap_title,
+    waveform,
+)
 
 SENTENCES = {
     "bars": "What the network would bet on: the three likeliest of its {classes} classes.",
     "clip": "The whole clip. The shaded window is the one shown below: the one most sure of the name.",
     "waveform": "How the air swings: tall where the sound is loud, thin where it is quiet.",
-    "spectrogram": "The sound as the network sees it: time runs to the right, pitch upwards, bright is loud.",
+    "spectrogram": "The sound as the network sees it: time runs to the right, pitch upwards, bright is loud; {zero}.",
     "conv1": "The first filters look for edges: onsets light up as upright strokes, hums as level ones.",
     "layer1": "Close to the spectrogram still: the same strokes, cleaned and sharpened.",
     "layer2": "Half as fine, twice as many channels: strokes join to small shapes, a sweep or a click with its ring.",
     "layer3": "Shapes join to pieces of a sound. One cell here stands for {cell} of it.",
     "layer4": "Coarse in place, rich in meaning: one cell stands for {cell}, and whole sounds are told apart.",
-    "fpn.p1": "The pyramid: what the deep layers mean, at the places that layer1 still knows. It names the sound.",
+    "fpn.p1": "The pyramid: what the deep layers mean, at the places that layer1 still knows. "
+    "The name is read from all of its levels.",
 }
 
 
@@ -44,11 +60,30 @@ def scale_of(prediction: Prediction) -> Scale:
     )
 
 
-def seconds_in_words(seconds: float) -> str:
-    """Two significant digits: '0.34 s', '5 s', '12 s', '61 s'; from two minutes on '12 min'."""
-    if seconds >= 120:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 9.95 else f"{float(f'{seconds:.2g}'):g} s"
+def draw(prediction: Prediction, *, layout: Layout = WIDE, taps: Collection[str] | None = None) -> dict[str, Picture]:
+    """Every picture of an answer in reading order: bars, (clip,) waveform, spectrogram, then one per map by its tap.
+
+    'clip' shows all of a sound that is longer than a window. `taps` says which maps, None all. Silence has a waveform.
+    """
+    samples, rate = prediction.clip.samples, prediction.clip.rate
+    total = prediction.clip.seconds
+    if prediction.mel is None:
+        return {"waveform": waveform(samples, rate, seconds=max(total, 0.1), layout=layout)}
+    scale, mel = scale_of(prediction), prediction.mel_config
+    pictures = {"bars": bars([(spoken(x.name), x.probability) for x in prediction.labels[:3]], layout=layout)}
+    if total > scale.seconds + 0.01:
+        mark = (scale.start, scale.start + scale.seconds)
+        pictures["clip"] = waveform(
+            samples, rate, seconds=total, mark=mark, title="Whole clip", layout=layout, height=44
+        )
+    pictures["waveform"] = waveform(samples, rate, seconds=scale.seconds, start=scale.start, layout=layout)
+    pictures["spectrogram"] = spectrogram(prediction.mel, scale, floor=mel.floor_db, layout=layout)
+    for tap, values in prediction.maps.items():
+        if taps is None or tap in taps:
+            pictures[tap] = feature_map(
+                values, scale, title=tap_title(tap), shape=prediction.shapes[tap], layout=layout
+            )
+    return pictures
 
 
 def facts(prediction: Prediction) -> str:
@@ -58,17 +93,30 @@ def facts(prediction: Prediction) -> str:
     lossy = " (lossy)" if clip.lossy else ""
     what = f"{clip.format}{lossy}, {clip.rate / 1000:g} kHz, {channels}, {seconds_in_words(clip.seconds)}"
     notes = list(clip.notes)
-    if clip.seconds < mel.seconds and prediction.verdict == "named":
-        notes.append(f"The network hears {mel.seconds:g} s at a time: the rest of its window is silence.")
-    if len(prediction.starts) > 1 and prediction.verdict == "named":
-        notes.append(f"Heard in {len(prediction.starts)} windows of {mel.seconds:g} s; the answer is their mean.")
-    if clip.rate / 2 > mel.f_max * 1.001 and prediction.verdict == "named":
-        notes.append(f"This network hears up to {kilohertz(mel.f_max)}; what lies above plays no part in its answer.")
+    if prediction.verdict == "named":
+        if clip.seconds < mel.seconds:
+            window = seconds_in_words(mel.seconds)
+            notes.append(f"The network hears {window} at a time: the rest of its window is silence.")
+        if len(prediction.starts) > 1:
+            notes.append(_windows(prediction))
+        if clip.rate / 2 > mel.f_max * 1.001:
+            band = hertz_in_words(mel.f_max)
+            notes.append(f"This network hears up to {band}; what lies above plays no part in its answer.")
     said = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (
         f'<p class="facts"><b>{escape(clip.name or "Recording")}</b> <span id="format">{escape(what)}</span></p>'
         f'<ul class="notes">{said}</ul>'
     )
+
+
+def _windows(prediction: Prediction) -> str:
+    """In how many windows the sound was heard, and what became of the others."""
+    heard = int(np.count_nonzero(prediction.window_probabilities.any(axis=1)))
+    silent = len(prediction.starts) - heard
+    text = f"Heard in {heard} window{'s' * (heard != 1)} of {seconds_in_words(prediction.mel_config.seconds)}; "
+    if not silent:
+        return text + "the answer is their mean."
+    return text + (f"{silent} silent ones were left out." if silent > 1 else "a silent one was left out.")
 
 
 def verdict(prediction: Prediction, seconds: float) -> str:
@@ -85,6 +133,11 @@ def verdict(prediction: Prediction, seconds: float) -> str:
     )
 
 
+def _zero(mel: MelConfig) -> str:
+    """What 0 dB is."""
+    return "0 dB is the loudest spot" if mel.relative else "0 dB is spectral power 1"
+
+
 def sentence(key: str, prediction: Prediction) -> str:
     """What one sees in the picture, in the words of a teacher. A tap without words of its own has none."""
     cell = ""
@@ -92,4 +145,4 @@ def sentence(key: str, prediction: Prediction) -> str:
         mel = prediction.mel_config
         stride = 2 ** round(math.log2(mel.frames / prediction.maps[key].shape[1]))
         cell = seconds_in_words(stride * mel.hop_length / mel.sample_rate)
-    return SENTENCES.get(key, "").format(classes=len(prediction.labels), cell=cell)
+    return SENTENCES.get(key, "").format(classes=len(prediction.labels), cell=cell, zero=_zero(prediction.mel_config))

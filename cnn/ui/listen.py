@@ -1,6 +1,7 @@
 """The Listen tab: record, upload or click; the name; what the network was shown; what each layer made of it."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import FileData
 
 from cnn.audio import AudioError, load
-from cnn.checkpoint import CheckpointError
+from cnn.canvas import NARROW, WIDE, Layout
 from cnn.classifier import Classifier, Prediction
 from cnn.labels import spoken
-from cnn.pictures import NARROW, WIDE, Layout, Scale, all_pictures, feature_map, tap_title, waveform
-from cnn.ui.figures import facts, figure, scale_of, sentence, verdict
+from cnn.pictures import Scale, feature_map, tap_title
+from cnn.ui.figures import draw, facts, figure, scale_of, sentence, verdict
 from cnn.ui.theme import ASSETS
 
 EXAMPLES = ASSETS / "examples"
@@ -29,17 +31,40 @@ EMPTY = """
 <div class="empty"><h2>First, a sound</h2>
 <ol><li><b>Record</b> a few seconds of something that is not speech: a clap, keys, a kettle.</li>
 <li>Or <b>upload</b> a file of any kind. Of a long one the first minute is used.</li>
-<li>Or <b>click an example</b>, a sound this network has never heard before.</li></ol>
+<li>Or <b>click an example</b>, a sound that the network in the box has never heard before.</li></ol>
 <p>You will see its name, the sound as the network sees it, and what every layer makes of it.</p></div>
 """
 MICROPHONE = "The microphone is asked for the plain sound: no echo cancellation, noise suppression or automatic gain."
-TO_THE_ANSWER = """() => {
+KEPT = 3600  # seconds that the maps of an answer wait for a fold to be opened
+NO_NETWORK = "This page has no network to name sounds with yet; its owner has been told."
+SEND_ONE = "Send one sound file: handle_file(path) with gradio_client, or {'path': what /upload answered}."
+TO_THE_ANSWER = """(sound) => {
   const name = document.getElementById("name");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (name && name.getBoundingClientRect().top > window.innerHeight * 0.7)
     name.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+  if (name) window.sayIfUnplayable(sound);
+  return [];
 }"""  # on a phone the answer lies below the input
 NARROW_SCREEN = "window.matchMedia('(max-width: 700px)').matches"
+IS_RECORDING = (
+    "sound?.orig_name === 'audio.wav' && "
+    "!!document.querySelector(`#sound .source-selection .selected[aria-label='Record audio']`)"
+)
+
+
+class NoNetwork(RuntimeError):
+    """There is none to be opened. The sentence is for visitors; the log says what is wrong."""
+
+
+class SoundFile(FileData):
+    """What /classify takes: a file, and in its own words nothing else."""
+
+    @classmethod
+    def model_validate(cls, value: Any, **how: Any) -> "SoundFile":
+        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+            raise gr.Error(SEND_ONE, print_exception=False)
+        return super().model_validate(value, **how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +84,7 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
                 sources=["microphone", "upload"], type="filepath", label="Your sound", elem_id="sound", buttons=[]
             )
             problem = gr.HTML(elem_id="problem")
-            gr.HTML('<p id="refused" role="alert"></p>')  # filled by upload.js
+            gr.HTML('<p id="refused" role="alert"></p><p id="unplayable" role="status"></p>')  # filled by upload.js
             status = gr.HTML(_status("Ready to listen."), elem_id="status")
             gr.HTML(f'<p id="granted">{MICROPHONE}</p>', elem_id="microphone")
             buttons = _examples()
@@ -78,8 +103,8 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
                     with gr.Accordion(f"Every block of {stage}", open=False, elem_id=f"fold-{stage}") as folds[stage]:
                         blocks[stage] = gr.HTML(elem_id=f"blocks-{stage}")
                 stages.append(gr.HTML(elem_id="map-pyramid"))
-    narrow = gr.Checkbox(visible=False)
-    seen = gr.State(None, time_to_live=3600)
+    narrow, recorded = gr.Checkbox(visible=False), gr.Checkbox(visible=False)  # the browser knows
+    seen = gr.State(None, time_to_live=KEPT)
     outputs = [sound, problem, status, answer, layers, *stages, *folds.values(), *blocks.values(), seen]
 
     def cleared() -> dict[Any, Any]:
@@ -89,15 +114,16 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
             **{fold: gr.Accordion(open=False) for fold in folds.values()},
         }  # fmt: skip
 
-    def hear(path: str | None, is_narrow: bool, name: str | None = None) -> Iterator[dict[Any, Any]]:
+    def hear(path: str | None, is_narrow: bool, is_recording: bool = False) -> Iterator[dict[Any, Any]]:
         if path is None:
             yield cleared() | {status: _status("Ready to listen.")}
             return
         begin = time.perf_counter()
         yield {problem: "", status: _status("Listening. This takes about a second; the first time, a few.", busy=True)}
         try:
-            prediction = classifier().predict(load(path, name=name), maps="all")
-        except (AudioError, CheckpointError) as error:
+            network = _open(classifier)
+            prediction = network.predict(load(path, name="Recording" if is_recording else None), maps="all")
+        except (AudioError, NoNetwork) as error:
             alert = f'<p role="alert"><b>That did not work.</b> {escape(str(error))}</p>'
             yield cleared() | {problem: alert, status: _status("Ready for another sound.")}
             return
@@ -124,7 +150,7 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
 
     def unfold(stage: str, kept: Seen | None, is_narrow: bool) -> str:
         if kept is None:
-            return ""
+            return "<p>Kept for an hour only; hear the sound again.</p>"
         layout = NARROW if is_narrow else WIDE
         return "".join(
             figure(feature_map(values, kept.scale, title=tap_title(tap), shape=kept.shapes[tap], layout=layout))
@@ -134,16 +160,16 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
 
     quiet = {"show_progress": "hidden", "concurrency_id": NETWORK, "concurrency_limit": 1, "api_visibility": "private"}
     heard = sound.input(
-        hear, [sound, narrow], outputs, js=f"(sound, _) => [sound, {NARROW_SCREEN}]", api_name="hear",
-        trigger_mode="always_last", **quiet,
+        hear, [sound, narrow, recorded], outputs, js=f"(sound) => [sound, {NARROW_SCREEN}, {IS_RECORDING}]",
+        api_name="hear", trigger_mode="always_last", **quiet,
     )  # fmt: skip
-    heard.success(None, js=TO_THE_ANSWER)
+    heard.success(None, [sound], js=TO_THE_ANSWER)
     for file, button in buttons.items():
         heard = button.click(
             partial(hear_example, file), [narrow], outputs, js=f"() => [{NARROW_SCREEN}]",
             api_name=f"hear_{Path(file).stem}", **quiet,
         )  # fmt: skip
-        heard.success(None, js=TO_THE_ANSWER)
+        heard.success(None, [sound], js=TO_THE_ANSWER)
     for stage, fold in folds.items():
         fold.expand(
             partial(unfold, stage), [seen, narrow], blocks[stage], js=f"(seen, _) => [seen, {NARROW_SCREEN}]",
@@ -164,8 +190,8 @@ def _examples() -> dict[str, gr.Button]:
         with gr.Row(elem_id="example-buttons"):
             buttons = {c["file"]: gr.Button(spoken(c["label"]), size="sm", min_width=80) for c in clips}
         credits = "".join(
-            f'<li>{escape(spoken(c["label"]))}: <a href="{escape(c["url"])}" rel="noopener">{escape(c["title"])}</a> '
-            f"by {escape(c['author'])} ({escape(c['licence'])})</li>"
+            f'<li>{escape(spoken(c["label"]))}: <a href="{escape(c["url"])}" target="_blank" rel="noopener">'
+            f"{escape(c['title'])}</a> by {escape(c['author'])} ({escape(c['licence'])})</li>"
             for c in clips
         )
         gr.HTML(
@@ -177,20 +203,8 @@ def _examples() -> dict[str, gr.Button]:
 
 def _answer(prediction: Prediction, layout: Layout, begin: float) -> dict[str, str]:
     """HTML by place: 'answer', every stage and the pyramid; empty where there is nothing to show."""
-    clip = prediction.clip
-    if prediction.mel is None:
-        drawn = {"waveform": waveform(clip.samples, clip.rate, seconds=max(clip.seconds, 0.1), layout=layout)}
-    else:
-        drawn = all_pictures(
-            [(spoken(label.name), label.probability) for label in prediction.labels[:3]],
-            clip.samples,
-            clip.rate,
-            prediction.mel,
-            {t: m for t, m in prediction.maps.items() if t in STAGES or t.startswith(f"{PYRAMID}.")},
-            prediction.shapes,
-            scale_of(prediction),
-            layout=layout,
-        )
+    taps = [tap for tap in prediction.maps if tap in STAGES or tap.startswith(f"{PYRAMID}.")]
+    drawn = draw(prediction, layout=layout, taps=taps)
     html = {key: figure(picture, sentence(key, prediction)) for key, picture in drawn.items()}
     top = "".join(html[key] for key in ("bars", "clip", "waveform", "spectrogram") if key in html)
     head = verdict(prediction, time.perf_counter() - begin)
@@ -198,17 +212,29 @@ def _answer(prediction: Prediction, layout: Layout, begin: float) -> dict[str, s
     return {"answer": head + top + facts(prediction), PYRAMID: pyramid} | {s: html.get(s, "") for s in STAGES}
 
 
+def _open(classifier: Callable[[], Classifier]) -> Classifier:
+    """The classifier; what is wrong with its weights or its device goes to the log. Raises NoNetwork."""
+    try:
+        return classifier()
+    except ValueError as error:  # CheckpointError is one
+        print(f"The page cannot name sounds: {error}", file=sys.stderr)
+        raise NoNetwork(NO_NETWORK) from error
+
+
 def _offer_api(classifier: Callable[[], Classifier]) -> None:
     """The public endpoint /classify, for gradio_client and plain HTTP."""
 
-    def classify(sound: str) -> dict[str, Any]:
+    def classify(sound: str | None) -> dict[str, Any]:
         """Name a sound file. Returns the three likeliest classes with confidences, the format, timings and device."""
+        if sound is None:
+            raise gr.Error(SEND_ONE, print_exception=False)
         try:
-            return classifier().predict(sound).to_dict(top=3)
-        except (AudioError, CheckpointError) as error:
+            return _open(classifier).predict(sound).to_dict(top=3)
+        except (AudioError, NoNetwork) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     sound = gr.Audio(type="filepath", visible=False, label="A sound file of any kind, at most 200 MB")
+    sound.data_model = SoundFile
     answer = gr.JSON(visible=False, label="predictions, verdict, message, duration, format, timings, device, network")
     gr.Button(visible=False).click(
         classify, sound, answer, api_name="classify", concurrency_id=NETWORK, concurrency_limit=1

@@ -62,7 +62,7 @@ def serving() -> dict[str, Any]:
         "theme": _theme(),
         "css": _fonts() + (ASSETS / "page.css").read_text(encoding="utf-8"),
         "head": f"<script>{scripts.replace('$MAX_BYTES', str(MAX_BYTES))}</script>",
-        "allowed_paths": [str(ASSETS / "examples")],
+        "allowed_paths": [str(ASSETS / "examples")],  # a clicked example; the working directory may be elsewhere
         "max_file_size": MAX_BYTES,
         "show_error": False,  # what visitors can mend, the page says itself; a bug belongs into the log
         "ssr_mode": False,  # server-side rendering would drop the microphone's script
