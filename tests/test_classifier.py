@@ -127,6 +127,17 @@ def test_a_device_that_is_not_there_is_refused(tiny: Path):
         Classifier.open(tiny, device="tpu")
 
 
+def test_the_network_in_the_box_is_what_readme_and_card_say():
+    found = checkpoint.load(checkpoint.DEFAULT)
+    assert checkpoint.DEFAULT.stat().st_size <= 50e6
+    assert found.state_dict["layer1.0.conv1.weight"].dtype == torch.float16
+    assert found.metrics["fold"] == found.provenance["fold_held_out"] == 5 and found.metrics["clips"] == 400
+    quoted = f"{100 * found.metrics['accuracy']:.2f} %"
+    card = checkpoint.DEFAULT.with_name("README.md").read_text(encoding="utf-8")
+    assert quoted in card and quoted in (checkpoint.BOX.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "CC BY-NC 3.0" in card and "BY-NC" in found.provenance["licence"]
+
+
 def test_the_network_in_the_box_names_the_example_clips():
     """They are of the fold that it was not trained on."""
     classifier = Classifier.open("resnet34", device="cpu")
