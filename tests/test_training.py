@@ -198,6 +198,17 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     assert torch.equal(augment.outside(power, config.make("resnet34-16k"), rng()), power)
 
 
+def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
+    power = torch.zeros(2, 3, 60)
+    power[:, :, 10] = 1.0
+    smeared = augment.reverberate(power, np.array([[20.0], [20.0]]), np.array([[1.0], [0.0]]))
+    torch.testing.assert_close(smeared[0, 0, 30] / smeared[0, 0, 10], torch.tensor(1e-6))
+    torch.testing.assert_close(smeared[0].sum(dim=1), torch.ones(3))
+    assert torch.equal(smeared[0, 0, :10], torch.zeros(10)) and torch.equal(smeared[1], power[1])  # no wet: untouched
+    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), rng())
+    assert (changed[:, :, 11] > 0).all()
+
+
 def test_masks_hide_no_more_than_they_may_and_something():
     x = torch.ones(200, 1, 30, 40)
     hidden = (augment.mask(x, 3, 2, 10, rng()) == 0)[:, 0].all(dim=1).sum(dim=1)  # hidden frames by clip
