@@ -1,5 +1,6 @@
 """What several tests share: a tiny untrained network, a tone, the browser."""
 
+import csv
 import os
 import shutil
 from pathlib import Path
@@ -7,15 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from cnn.audio import Clip
+from cnn.labels import ESC50
 
 if TYPE_CHECKING:
     from cnn.classifier import Classifier
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is looked up outside
 os.environ.pop("AUDIO_CNN_MODEL", None)  # the tests choose their networks themselves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded clips are kept among the tests' own files, also by the processes that tests start."""
+    os.environ["AUDIO_CNN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +56,29 @@ def tone() -> Clip:
     """Five seconds of 1 kHz at 44.1 kHz, half of full scale."""
     samples = (0.5 * np.sin(2 * np.pi * 1000 * np.arange(5 * 44_100) / 44_100)).astype(np.float32)
     return Clip(samples=samples, rate=44_100, name="tone.wav")
+
+
+@pytest.fixture(scope="session")
+def tone_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noisy tones in three folds, in ESC-50's layout: 18 clips of 5 s at 16 kHz."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "audio").mkdir()
+    (root / "meta").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for fold in (1, 2, 5):
+        for take in range(2):
+            for label, hz in {"dog": 300.0, "rain": 900.0, "rooster": 2700.0}.items():
+                name = f"{fold}-{label}-{take}.flac"
+                sound = 0.3 * np.sin(2 * np.pi * hz * np.arange(80_000) / 16_000) + rng.normal(0, 0.01, 80_000)
+                soundfile.write(root / "audio" / name, sound, 16_000)
+                rows.append({"filename": name, "fold": fold, "target": ESC50.index(label), "category": label,
+                             "esc10": True, "src_file": f"{fold}-{label}-{take}", "take": "A"})  # fmt: skip
+    with (root / "meta" / "esc50.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
 
 
 @pytest.fixture(scope="session")

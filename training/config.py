@@ -8,6 +8,13 @@ from typing import Any
 from cnn.mel import MELS
 from cnn.model import MODELS
 
+POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "mixup_alpha",
+            "checkpoint_every")  # fmt: skip
+NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
+                "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
+SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
+          "highpass", "silence", "noise", "reverb")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -21,15 +28,24 @@ class TrainConfig:
     # data
     fold: int = 5  # held out: not trained on, not looked at until the run is over
     classes: str = "esc50"  # or esc10: the ten classes that the csv flags
+    inner_share: float = 0.0  # of the training recordings, kept aside to validate on; 0: none, train on all
     # optimisation
     epochs: int = 90
+    patience: int = 0  # stop after so many epochs without a better inner accuracy and keep the best; 0: never
     batch_size: int = 64
-    lr: float = 2e-3  # peak of the OneCycle schedule
+    accumulate: int = 1  # parts that a batch is computed in, each with its own BatchNorm statistics
+    schedule: str = "onecycle"  # from max_lr / 25 to max_lr and to nothing; or cosine: from lr to nothing
+    lr: float = 5e-4  # AdamW's; a OneCycle schedule puts its own in place of it
+    max_lr: float = 2e-3  # peak of the OneCycle schedule
     warmup: float = 0.1  # share of the steps before the peak
-    weight_decay: float = 0.1  # on weights of convolutions and linear layers only
+    weight_decay: float = 0.1
+    decay_all: bool = False  # also biases and BatchNorm; else weights of convolutions and linear layers only
+    clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
-    average: float = 0.997  # decay of the exponential weight average per step; the average is what is kept
+    average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
+    widen: str = ""  # a narrower best_model.pth to grow from (Net2Net); {fold} stands for the fold held out
     # augmentation: per clip, on the dB mel picture
+    roll: bool = True  # start anywhere in the clip and wrap round
     crop_frames: int = 192  # T of a training picture
     stretch_min: float = 0.85  # time stretch, log-uniform
     stretch_max: float = 1.18
@@ -54,7 +70,8 @@ class TrainConfig:
     time_mask_frames: int = 35
     # the run
     seed: int = 0
-    precision: str = "auto"  # auto: bf16 autocast or fp32, whichever is faster on this machine; bf16; fp32
+    precision: str = "auto"  # auto: bf16 autocast where that is clearly faster on this machine; bf16; fp32
+    layout: str = "channels_last"  # of the pictures in memory; or contiguous
     device: str = "auto"  # auto: cuda where there is one, else cpu
     checkpoint_every: int = 5  # epochs between resume states
 
@@ -63,34 +80,64 @@ class TrainConfig:
             ("model", list(MODELS)),
             ("mel", list(MELS)),
             ("classes", ["esc50", "esc10"]),
+            ("schedule", ["onecycle", "cosine"]),
             ("mixup_domain", ["power", "input"]),
             ("precision", ["auto", "bf16", "fp32"]),
+            ("layout", ["channels_last", "contiguous"]),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known are {', '.join(known)}")
-        for name in ("width", "epochs", "batch_size", "lr", "crop_frames", "mixup_alpha", "checkpoint_every"):
-            if getattr(self, name) <= 0:
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        shares = ("warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share")
-        for name in (*shares, "lowpass", "highpass", "silence", "noise", "reverb"):
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if self.patience and not self.inner_share:
+            raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
         if not 0 < self.stretch_min <= self.stretch_max:
             raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
 
 
+# as the family this project descends from trains: the picture is whole and unwarped, one level of masks, no average
+PLAIN: dict[str, Any] = {
+    "relative": False, "floor_db": -100.0, "roll": False, "stretch_min": 1.0, "stretch_max": 1.0, "shift_bins": 0,
+    "eq_db": 0.0, "gain_db": 0.0, "mixup_domain": "input", "mixup_end_share": 0.0, "decay_all": True, "average": 0.0,
+}  # fmt: skip
+# half the width learns several times as many epochs in the same time; robust to what phones and rooms do
+BEST: dict[str, Any] = {
+    "width": 32, "epochs": 240, "max_lr": 3e-3, "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.15,
+    "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "reverb": 0.1,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
-    # half the width learns several times as many epochs in the same time
-    "half-16k": {
-        "width": 32, "epochs": 135, "lr": 3e-3, "crop_frames": 160, "relative": False, "floor_db": -100.0,
-        "gain_db": 6.0, "mixup": 0.9, "mixup_end_share": 0.15,
+    "best-16k": BEST,
+    # second stage: a network of best-16k grown to full width (Net2Net) and trained on for a while
+    "wide-16k": BEST | {
+        "width": 64, "epochs": 36, "max_lr": 1e-3, "widen": "runs/best-16k/fold{fold}/best_model.pth",
     },
-    "best-16k": {
-        "width": 32, "epochs": 240, "lr": 3e-3, "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.15,
-        "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "reverb": 0.1,
+    "resnet34-44k": PLAIN | {
+        "mel": "44k", "crop_frames": 431, "epochs": 100, "lr": 5e-4, "max_lr": 2e-3, "weight_decay": 0.01,
+        "label_smoothing": 0.1, "mixup": 0.3, "mixup_alpha": 0.2, "freq_masks": 1, "time_masks": 1,
+        "freq_mask_bins": 30, "time_mask_frames": 80, "batch_size": 32,
     },
-}
+    "se-fpn-22k": PLAIN | {
+        "model": "se_fpn", "mel": "22k", "crop_frames": 216, "epochs": 150, "schedule": "cosine", "lr": 5e-4,
+        "weight_decay": 0.05, "clip_norm": 1.0, "label_smoothing": 0.15, "mixup": 0.5, "mixup_alpha": 0.4,
+        "freq_masks": 2, "freq_mask_bins": 27, "time_masks": 2, "time_mask_frames": 50, "batch_size": 32,
+        "inner_share": 0.1, "patience": 25,
+    },
+}  # fmt: skip
+# Fields of the two inherited recipes that their description leaves open and this project chose; the dropouts of
+# se_fpn's head (cnn.model.SE_FPN) are chosen as well.
+CHOSEN: dict[str, tuple[str, ...]] = {
+    "resnet34-44k": ("warmup", "freq_masks", "time_masks", "freq_mask_bins", "time_mask_frames", "batch_size"),
+    "se-fpn-22k": ("lr", "weight_decay", "clip_norm", "mixup", "freq_masks", "freq_mask_bins", "time_masks",
+                   "time_mask_frames", "batch_size", "inner_share", "patience"),
+}  # fmt: skip
 
 
 def make(recipe: str, **fields: Any) -> TrainConfig:

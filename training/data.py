@@ -1,9 +1,15 @@
 """ESC-50 from a folder of the upstream layout: `audio/` and `meta/esc50.csv`."""
 
 import csv
+import dataclasses
+import hashlib
+import json
+import os
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +19,12 @@ from torch import Tensor
 from cnn import audio
 from cnn.labels import ESC50
 from cnn.mel import LogMel, MelConfig
+from training.cache import default_cache, keep, look_up
+
+FRONT_END = 1  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make other numbers of the same sound
+LIBRARIES = ("av", "numpy", "soundfile", "soxr", "torch", "torchaudio")  # so may these
+LATER = ("floor_db", "relative", "mean", "std")  # of the front end, applied after the pictures kept here
+PART = 64  # clips decoded ahead at the most: what waits for the front end is in memory
 
 
 class DataError(ValueError):
@@ -24,6 +36,7 @@ class Row:
     path: Path
     fold: int
     label: str
+    source: str = ""  # the recording that the clip was cut from: its takes must not be on both sides of a split
 
 
 def read_rows(root: Path, *, esc10: bool = False) -> list[Row]:
@@ -41,7 +54,8 @@ def read_rows(root: Path, *, esc10: bool = False) -> list[Row]:
                 if row["category"] not in ESC50:
                     raise DataError(f"{table}, line {line}: {row['category']!r} is not a class of ESC-50")
                 if not esc10 or row["esc10"] == "True":
-                    rows.append(Row(Path(root) / "audio" / row["filename"], int(row["fold"]), row["category"]))
+                    path = Path(root) / "audio" / row["filename"]
+                    rows.append(Row(path, int(row["fold"]), row["category"], row.get("src_file") or ""))
             except (KeyError, TypeError, ValueError) as e:
                 if isinstance(e, DataError):
                     raise
@@ -60,23 +74,69 @@ def in_folds(rows: Iterable[Row], folds: Iterable[int]) -> list[Row]:
     return chosen
 
 
-def load_db(rows: list[Row], mel: MelConfig) -> tuple[Tensor, int]:
+def load_db(rows: list[Row], mel: MelConfig, cache: Path | None = None) -> tuple[Tensor, int]:
     """Every clip as the front end's absolute dB mel (n, F, T), float32, floor -100 dB; the sources' lowest rate in Hz.
 
-    Not standardised and not relative: augmentation works on levels. Raises AudioError or DataError naming the clip.
+    Not standardised and not relative: augmentation works on levels. Decoded once and kept in the folder `cache` (None:
+    training.cache.default_cache()) under the clips' bytes and the settings that matter; the tensor is mapped from that
+    file: index it, and only what is asked for is read. Where nothing can be kept, a line on stderr says so and the
+    tensor is in memory. Raises AudioError or DataError naming the clip.
     """
+    folder = cache or default_cache()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        key = _key(pool.map(_digest, rows), mel)
+        if found := look_up(folder, key):
+            return found[0], found[1]["lowest_rate"]
+        db, lowest = _decode(rows, mel, pool)
+    try:
+        keep(folder, key, db, {"lowest_rate": lowest})
+    except OSError as e:
+        print(f"{folder} cannot keep the {len(rows)} decoded clips ({e.strerror}): they stay in memory, and the next "
+              "run decodes them again; AUDIO_CNN_CACHE names another folder", file=sys.stderr, flush=True)  # fmt: skip
+        return db, lowest
+    found = look_up(folder, key)
+    return (found[0] if found else db), lowest
+
+
+def _digest(row: Row) -> str:
+    """SHA-256 of the clip's file."""
+    try:
+        if not row.path.is_file():
+            raise DataError(f"{row.path} is named in meta/esc50.csv but missing")
+        with row.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise DataError(f"{row.path} cannot be read ({e.strerror}): check its permissions") from e
+
+
+def _key(clips: Iterable[str], mel: MelConfig) -> str:
+    """Everything that decides the pictures: the files' digests in their order, the settings, the code."""
+    settings = {name: value for name, value in dataclasses.asdict(mel).items() if name not in LATER}
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    told = {"front end": FRONT_END, "libraries": versions, "settings": settings, "clips": list(clips)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[Tensor, int]:
+    """Pictures (n, F, T) in memory, lowest rate in Hz. The pool decodes and resamples, this thread does the rest."""
+
+    def window(row: Row) -> tuple[np.ndarray, int]:
+        clip = audio.load(row.path)
+        sound = audio.resample(clip.samples, clip.rate, mel.sample_rate)
+        out = np.zeros(mel.samples, np.float32)
+        out[: min(len(sound), mel.samples)] = sound[: mel.samples]
+        return out, clip.rate
+
     front_end = LogMel(mel)
     out = torch.empty(len(rows), mel.n_mels, mel.frames)
     lowest = sys.maxsize
-    for i, row in enumerate(rows):
-        if not row.path.is_file():
-            raise DataError(f"{row.path} is named in meta/esc50.csv but missing")
-        clip = audio.load(row.path)
-        lowest = min(lowest, clip.rate)
-        sound = audio.resample(clip.samples, clip.rate, mel.sample_rate)
-        window = np.zeros(mel.samples, np.float32)
-        window[: min(len(sound), mel.samples)] = sound[: mel.samples]
-        with torch.inference_mode():
-            power = front_end.power(torch.from_numpy(window)[None])
-            out[i] = 10.0 * power[0].clamp_min(1e-10).log10()
+    for at in range(0, len(rows), PART):
+        for i, (samples, rate) in enumerate(pool.map(window, rows[at : at + PART]), start=at):
+            lowest = min(lowest, rate)
+            with torch.inference_mode():
+                power = front_end.power(torch.from_numpy(samples)[None])
+                out[i] = 10.0 * power[0].clamp_min(1e-10).log10()
+            if sys.stderr.isatty():
+                end = "\n" if i + 1 == len(rows) else ""
+                print(f"\rdecoding clip {i + 1} of {len(rows)}", end=end, file=sys.stderr, flush=True)
     return out, lowest

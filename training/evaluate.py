@@ -1,20 +1,44 @@
 """Accuracy of a checkpoint on one fold, through the same door as every answer.
 
-    python -m training.evaluate --model best_model.pth --data DIR --fold 5 [--device cpu]
+    python -m training.evaluate --model best_model.pth --data DIR --fold 5 [--predictions PATH] [--device cpu]
+
+`predictions.csv` has a row per clip: file name, fold, target, label and one logit per class under the class's name,
+with the nine digits that give the same float32 again; empty logits: nothing was heard. `target` is ESC-50's own number
+of the class (0..49), also where the network knows the ten classes of ESC-10 only. Every figure follows from that file:
+`recompute`. A clip belongs to ESC-10 by its class: the csv's flag marks all clips of ten classes and no others.
+N classes of the network.
 """
 
 import argparse
+import csv
 import dataclasses
+import io
 import math
+import os
+import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnn.audio import AudioError
-from cnn.checkpoint import CheckpointError, find, load
+from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
-from training.data import DataError, in_folds, read_rows
+from cnn.labels import ESC10, ESC50
+from training.data import DataError, Row, in_folds, read_rows
+
+BATCH = 16
+BINS = 15  # of the reliability diagram and the expected calibration error
+COLUMNS = ("clip", "fold", "target", "label")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    row: Row
+    logits: np.ndarray  # (N,) float32 in the order of the network's labels; NaN where nothing was heard
 
 
 @dataclass(frozen=True)
@@ -44,25 +68,175 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
+# --- asking the network ----------------------------------------------------------------------------------------------
+
+
 def evaluate(model: Path, data: Path, fold: int, *, device: str = "auto") -> Report:
     """Every clip of the fold, named by the network. Raises CheckpointError, DataError or AudioError."""
     classifier = Classifier.open(model, device)
+    return report(answers(classifier, data, fold), classifier.labels, fold)
+
+
+def answers(classifier: Classifier, data: Path, fold: int) -> list[Answer]:
+    """The network's logits for every clip of the fold whose class it knows, in the csv's order.
+
+    Of a clip that was heard in several windows: the logarithm of its mean probabilities, which ranks and weighs the
+    classes as the app does. Raises DataError or AudioError.
+    """
     rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
+    if not rows:
+        raise DataError(f"no clip of the network's classes in fold {fold}")
+    found = []
+    for at in range(0, len(rows), BATCH):
+        part = rows[at : at + BATCH]
+        for row, said in zip(part, classifier.predict_batch([r.path for r in part]), strict=True):
+            logits = said.logits.astype(np.float32)
+            heard = said.window_probabilities[said.window_probabilities.any(axis=1)]
+            if not said.labels:
+                logits = np.full(len(classifier.labels), np.nan, np.float32)
+            elif len(heard) > 1:
+                probability = {x.name: x.probability for x in said.labels}
+                mean = [max(probability[name], sys.float_info.min) for name in classifier.labels]
+                logits = np.log(mean).astype(np.float32)
+            found.append(Answer(row, logits))
+    return found
+
+
+def report(answers: Sequence[Answer], labels: Sequence[str], fold: int) -> Report:
+    """Right and wrong, counted. A clip in which nothing was heard has no name, and that is wrong too."""
     hits: dict[str, list[bool]] = {}
     top3 = 0
-    for at in range(0, len(rows), 16):
-        part = rows[at : at + 16]
-        for row, answer in zip(part, classifier.predict_batch([r.path for r in part]), strict=True):
-            ranked = [label.name for label in answer.labels[:3]]
-            hits.setdefault(row.label, []).append(ranked[:1] == [row.label])
-            top3 += row.label in ranked
+    for answer in answers:
+        ranked = [labels[i] for i in ranking(answer.logits)[:3]]
+        hits.setdefault(answer.row.label, []).append(ranked[:1] == [answer.row.label])
+        top3 += answer.row.label in ranked
     return Report(
         fold=fold,
-        clips=len(rows),
+        clips=len(answers),
         correct=sum(map(sum, hits.values())),
         correct_top3=top3,
         per_class={label: sum(h) / len(h) for label, h in sorted(hits.items())},
     )
+
+
+def ranking(logits: np.ndarray) -> list[int]:
+    """Classes, the most probable first; none where nothing was heard."""
+    return [] if np.isnan(logits).any() else np.argsort(-logits, kind="stable").tolist()
+
+
+# --- predictions.csv -------------------------------------------------------------------------------------------------
+
+
+def write_predictions(path: Path, answers: Sequence[Answer], labels: Sequence[str]) -> None:
+    """One row per answer, whole or not at all. Raises OSError."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *labels])
+    for answer in answers:
+        row, heard = answer.row, bool(ranking(answer.logits))
+        logits = [f"{x:.9g}" if heard else "" for x in answer.logits.tolist()]
+        writer.writerow([row.path.name, row.fold, ESC50.index(row.label), row.label, *logits])
+    write_whole(path, text.getvalue().encode())
+
+
+def read_predictions(path: Path) -> tuple[tuple[str, ...], list[Answer]]:
+    """Labels in the order of the logits, and the answers. Raises DataError where the file is not of this kind."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            head = next(lines, [])
+            labels = tuple(head[len(COLUMNS) :])
+            if tuple(head[: len(COLUMNS)]) != COLUMNS or not labels:
+                raise ValueError("its head is not clip, fold, target, label and the names of classes")
+            found = []
+            for clip, fold, target, label, *logits in lines:
+                if len(logits) != len(labels) or label not in labels or ESC50.index(label) != int(target):
+                    raise ValueError(f"line {lines.line_num} is cut off or its target is not its label's")
+                values = np.array([x or "nan" for x in logits], np.float32)
+                found.append(Answer(Row(Path(clip), int(fold), label), values))
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} cannot be read as predictions: {e}") from e
+    if not found:
+        raise DataError(f"{path} holds no prediction")
+    return labels, found
+
+
+def recompute(predictions: Path) -> dict[str, Any]:
+    """Every figure of a cross-validation from its predictions.csv alone, as plain types for results.json.
+
+    `mean` and `std` (sample standard deviation, None for one fold) are over the folds, all else over the clips.
+    `confusion`: counts, true class by row, named class by column, both in the order of `labels`. `reliability`: clips
+    by the probability of their top class; `ece`: expected calibration error over these bins (Guo et al. 2017, arXiv
+    1706.04599). `esc10`: the clips of ESC-10's classes, named among all the network's classes and among the ten only.
+    Raises DataError.
+    """
+    labels, found = read_predictions(predictions)
+    folds = []
+    for fold in sorted({a.row.fold for a in found}):
+        part = report([a for a in found if a.row.fold == fold], labels, fold)
+        folds.append({"fold": fold, "n": part.clips, "accuracy": part.accuracy, "correct": part.correct,
+                      "interval": list(part.interval()), "top3": part.correct_top3 / part.clips})  # fmt: skip
+    accuracies = [row["accuracy"] for row in folds]
+    pooled = report(found, labels, 0)
+    logits = np.stack([a.logits for a in found]).astype(np.float64)  # (n, N)
+    truth = np.array([labels.index(a.row.label) for a in found])
+    heard = ~np.isnan(logits).any(axis=1)
+    logits, truth = logits[heard], truth[heard]
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
+    bins, ece = _reliability(logits, truth)
+    return {
+        "folds": folds,
+        "mean": statistics.fmean(accuracies),
+        "std": statistics.stdev(accuracies) if len(folds) > 1 else None,
+        "per_class": pooled.per_class,
+        "confusion": confusion.tolist(),
+        "esc10": _esc10(labels, logits, truth, sum(a.row.label in ESC10 for a in found)),
+        "clips": len(found),
+        "correct": pooled.correct,
+        "top3": pooled.correct_top3 / pooled.clips,
+        "unheard": int((~heard).sum()),
+        "labels": list(labels),
+        "ece": ece,
+        "reliability": bins,
+    }
+
+
+def _reliability(logits: np.ndarray, truth: np.ndarray) -> tuple[list[dict[str, Any]], float | None]:
+    """(n, N), (n,) -> bins {from, to, n, confidence, accuracy} of equal width, and the ECE; None for no clip."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    confidence = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1, initial=0.0)
+    right = logits.argmax(axis=1) == truth
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows, gap = [], 0.0
+    for b in range(BINS):
+        inside = place == b
+        n = int(inside.sum())
+        sure = float(confidence[inside].mean()) if n else None
+        accuracy = float(right[inside].mean()) if n else None
+        rows.append({"from": b / BINS, "to": (b + 1) / BINS, "n": n, "confidence": sure, "accuracy": accuracy})
+        gap += abs(float(confidence[inside].sum()) - int(right[inside].sum()))
+    return rows, gap / len(truth) if len(truth) else None
+
+
+def _esc10(labels: Sequence[str], logits: np.ndarray, truth: np.ndarray, n: int) -> dict[str, Any]:
+    if not n:
+        return {"n": 0, "accuracy": None, "among_ten": None}
+    ten = np.array([i for i, name in enumerate(labels) if name in ESC10])
+    inside = np.isin(truth, ten)
+    logits, truth = logits[inside], truth[inside]
+    among = {"accuracy": logits.argmax(axis=1), "among_ten": ten[logits[:, ten].argmax(axis=1)]}
+    return {"n": n, **{key: int((best == truth).sum()) / n for key, best in among.items()}}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Whole or not at all: a temporary name beside it, then `os.replace`. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,21 +244,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="best_model.pth; default: the network in the box")
     parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
     parser.add_argument("--fold", type=int, default=5)
+    parser.add_argument("--predictions", type=Path, help="also write every clip's logits there, as csv")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
     try:
+        if args.predictions:
+            args.predictions.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
         path = find(args.model)
-        trained_on = load(path).provenance.get("folds_trained_on", [])
-        report = evaluate(path, args.data, args.fold, device=args.device)
-    except (AudioError, CheckpointError, DataError, ValueError) as e:
+        classifier = Classifier.open(path, args.device)
+        if args.fold in classifier.checkpoint.provenance.get("folds_trained_on", []):
+            print(f"warning: the network was trained on fold {args.fold}; this says nothing about new sounds")
+        found = answers(classifier, args.data, args.fold)
+        if args.predictions:
+            write_predictions(args.predictions, found, classifier.labels)
+    except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    if args.fold in trained_on:
-        print(f"warning: the network was trained on fold {args.fold}; this says nothing about new sounds")
-    low, high = report.interval()
-    print(f"{path}: {100 * report.accuracy:.2f} % of {report.clips} clips of fold {args.fold} "
-          f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %), among the first three {100 * report.correct_top3 / report.clips:.2f} %")  # noqa: E501
-    worst = sorted(report.per_class.items(), key=lambda item: item[1])[:5]
+    result = report(found, classifier.labels, args.fold)
+    low, high = result.interval()
+    top3 = result.correct_top3 / result.clips
+    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips of fold {args.fold} "
+          f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %), among the first three {100 * top3:.2f} %")
+    worst = sorted(result.per_class.items(), key=lambda item: item[1])[:5]
     print("hardest: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
     return 0
 

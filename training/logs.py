@@ -1,22 +1,37 @@
 """What a run tells: TensorBoard (with a null twin, so that the loop has no `if`) and one progress line."""
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
+
+from training.config import TrainConfig
 
 
 class Logger(Protocol):
     def start(self, epoch: int) -> None: ...
+    def settings(self, config: TrainConfig) -> None: ...
     def scalars(self, epoch: int, values: dict[str, float]) -> None: ...
     def pictures(self, epoch: int, name: str, pictures: Tensor) -> None: ...
+    def classes(self, epoch: int, name: str, confusion: Tensor, labels: tuple[str, ...]) -> None: ...
     def text(self, line: str) -> None: ...
+    def close(self) -> None: ...
 
 
 class NullLogger:
+    """Keeps nothing; lines for people are printed unless `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
     def start(self, epoch: int) -> None:
+        pass
+
+    def settings(self, config: TrainConfig) -> None:
         pass
 
     def scalars(self, epoch: int, values: dict[str, float]) -> None:
@@ -25,8 +40,15 @@ class NullLogger:
     def pictures(self, epoch: int, name: str, pictures: Tensor) -> None:
         pass
 
+    def classes(self, epoch: int, name: str, confusion: Tensor, labels: tuple[str, ...]) -> None:
+        pass
+
     def text(self, line: str) -> None:
-        print(line, flush=True)
+        if not self.quiet:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        pass
 
 
 class TensorBoard:
@@ -41,6 +63,14 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(self.folder), purge_step=epoch + 1 if epoch else None)
 
+    def settings(self, config: TrainConfig) -> None:
+        """Every field, for TensorBoard's table of hyperparameters."""
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {k: v for k, v in dataclasses.asdict(config).items()}
+        for summary in hparams(values, {"train/loss": None, "train/accuracy": None, "inner/accuracy": None}):
+            self.writer.file_writer.add_summary(summary)  # add_hparams would open a folder of its own
+
     def scalars(self, epoch: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, epoch)
@@ -51,36 +81,56 @@ class TensorBoard:
         low, high = pictures.amin(dim=(1, 2, 3), keepdim=True), pictures.amax(dim=(1, 2, 3), keepdim=True)
         self.writer.add_images(name, ((pictures - low) / (high - low).clamp_min(1e-9)).flip(2), epoch)
 
+    def classes(self, epoch: int, name: str, confusion: Tensor, labels: tuple[str, ...]) -> None:
+        """Accuracy by class and the confusion matrix (N, N), rows true, as a picture."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        from training.figures import confusion_matrix
+
+        for label, row, right in zip(labels, confusion, confusion.diagonal(), strict=True):
+            if row.sum():
+                self.writer.add_scalar(f"{name}, by class/{label}", (right / row.sum()).item(), epoch)
+        canvas = FigureCanvasAgg(confusion_matrix(confusion.numpy(), labels))
+        canvas.draw()
+        self.writer.add_image(f"{name}/confusion", np.asarray(canvas.buffer_rgba())[..., :3], epoch, dataformats="HWC")
+
     def text(self, line: str) -> None:
         print(line, flush=True)
         self.writer.add_text("run", line)
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class Progress:
     """A live line on a terminal, one plain line per epoch in a log."""
 
-    def __init__(self, epochs: int, steps: int, batch_size: int, first: int) -> None:
+    def __init__(self, epochs: int, steps: int, batch_size: int, first: int, quiet: bool = False) -> None:
         self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
         self.done = first * steps
         self.first_done = self.done
         self.start = time.monotonic()
-        self.live = sys.stdout.isatty()
+        self.quiet = quiet
+        self.live = sys.stdout.isatty() and not quiet
 
-    def step(self, epoch: int, step: int, loss: float, lr: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, lr: float) -> None:
         self.done += 1
         if self.live:
-            print(f"\r{self._line(epoch, step + 1, loss, lr)}\033[K", end="", flush=True)
+            print(f"\r{self._line(epoch, step + 1, loss, accuracy, lr)}\033[K", end="", flush=True)
 
-    def epoch(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
-        end = "\033[K" if self.live else ""
-        print(f"{chr(13) if self.live else ''}{self._line(epoch, self.steps, loss, lr)}  accuracy on augmented "
-              f"training clips {100 * accuracy:.1f} %{end}", flush=True)
+    def epoch(self, epoch: int, loss: float, accuracy: float, lr: float, inner: float | None) -> None:
+        """The line of a finished epoch; `inner`: accuracy on the recordings kept aside, if there are any."""
+        if not self.quiet:
+            kept = "" if inner is None else f"  kept aside {100 * inner:.1f} %"
+            line = f"{self._line(epoch, self.steps, loss, accuracy, lr)}{kept}"
+            print(f"\r{line}\033[K" if self.live else line, flush=True)
 
-    def _line(self, epoch: int, step: int, loss: float, lr: float) -> str:
+    def _line(self, epoch: int, step: int, loss: float, accuracy: float, lr: float) -> str:
         seconds = time.monotonic() - self.start
         rate = (self.done - self.first_done) / max(seconds, 1e-9)
         left = (self.epochs * self.steps - self.done) / max(rate, 1e-9)
         return (
-            f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  loss {loss:.3f}  lr {lr:.2e}  "
-            f"{rate * self.batch_size:.0f} clips/s  {left / 60:.0f} min left"
+            f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  loss {loss:.3f}  "
+            f"accuracy {100 * accuracy:.1f} % (augmented)  lr {lr:.2e}  {rate * self.batch_size:.0f} clips/s  "
+            f"{left / 60:.0f} min left"
         )

@@ -2,47 +2,44 @@
 
     python -m training.train --data DIR --fold 5 --out runs/fold5 [--recipe resnet34-16k] [--any-field value] [--resume]
 
-Nothing is chosen on the held-out fold: the number of epochs is fixed beforehand and the weight average of the last
-step is kept. `OUT/best_model.pth` is that average in half precision; the accuracy in it is measured once, on that file.
-`OUT/resume.pt` continues an interrupted run to the same result.
+Nothing is chosen on the held-out fold: the number of epochs is fixed beforehand, or decided on a part of the training
+recordings (`inner_share`, `patience`). `OUT/best_model.pth` is the weight average in half precision; the accuracy in it
+is measured once, on that file. `OUT/resume.pt` continues an interrupted run to the same result.
 """
 
 import argparse
-import copy
 import dataclasses
 import math
 import os
-import platform
-import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from cnn import checkpoint
 from cnn.audio import AudioError
+from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
 from cnn.mel import MELS, LogMel, MelConfig
 from cnn.model import MODELS, AudioCNN
 from training import config as configs
-from training.augment import augment
+from training import parallel, state
 from training.config import TrainConfig
 from training.data import DataError, in_folds, load_db, read_rows
-from training.evaluate import evaluate
+from training.evaluate import answers, ranking, report
+from training.feed import Batch, Feed
+from training.learner import Learner, Mode, fastest_mode
 from training.logs import Logger, NullLogger, Progress, TensorBoard
-
-RESUME_FORMAT = "audio-cnn-resume/3"
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says where it stands and the way out."""
+from training.parallel import ALONE, Ranks
+from training.splits import inner_split
+from training.state import TrainingError
+from training.widen import read_narrow, widened
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,15 @@ class Result:
     checkpoint: Path
     accuracy: float  # on the held-out fold, of that file
     losses: tuple[float, ...]  # one per step of this process
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the weight average makes of the recordings kept aside."""
+
+    loss: float
+    accuracy: float
+    confusion: Tensor  # (N, N) counts, rows true
 
 
 def train(
@@ -60,141 +66,162 @@ def train(
     resume: bool = False,
     logger: Logger | None = None,
     stop_after: int | None = None,
+    on_checkpoint: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Result | None:
-    """Run the recipe and leave `out/best_model.pth`. With `stop_after`, stop after that epoch and return None.
+    """Run the recipe and leave `out/best_model.pth`.
 
-    Raises DataError, TrainingError or CheckpointError with the way out in the message.
+    With `stop_after`, stop after that epoch and return None; so do all processes but the first. `on_checkpoint` is
+    called when resume.pt or best_model.pth has been written. Raises DataError, AudioError, TrainingError or
+    CheckpointError with the way out in the message.
     """
-    logger = logger or NullLogger()
-    out.mkdir(parents=True, exist_ok=True)
-    state_file = out / "resume.pt"
-    if state_file.exists() and not resume:
-        raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another --out")
-    if resume and not state_file.exists():
-        raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check --out")
-    state = _read_state(state_file, config) if resume else None
-    first = state["epoch"] if state else 0
+    logger = logger if logger and ranks.first else NullLogger(quiet=not ranks.first)
+    state_file, best_file = out / "resume.pt", out / "best_model.pth"
+    found = ranks.agreed(lambda: _open(out, state_file, config, resume))
+    first = found["epoch"] if found else 0
     logger.start(first)
 
     rows = read_rows(data, esc10=config.classes == "esc10")
     labels = tuple(c for c in ESC50 if config.classes == "esc50" or c in ESC10)
     in_folds(rows, [config.fold])  # a fold that does not exist is reported now, not after the run
-    train_rows = in_folds(rows, {r.fold for r in rows} - {config.fold})
+    known = [i for i, r in enumerate(rows) if r.fold != config.fold]
+    rng = np.random.default_rng([config.seed, config.fold])
+    trained, aside = inner_split([rows[i] for i in known], config.inner_share, rng)
+    trained, aside = [known[i] for i in trained], [known[i] for i in aside]
     mel = dataclasses.replace(MELS[config.mel], relative=config.relative, floor_db=config.floor_db)
-    db, lowest_rate = load_db(train_rows, mel)
+    db, lowest_rate = load_db(rows, mel)  # all folds, so that five runs share one cache
+    warnings = []
     if lowest_rate < mel.sample_rate:
-        logger.text(f"data at {lowest_rate} Hz is below the front end's {mel.sample_rate} Hz: the upper bins are empty")
-    mel = _standardised(db, mel)
-    targets = torch.tensor([labels.index(r.label) for r in train_rows])
+        warnings.append(
+            f"the data is at {lowest_rate} Hz, below the {mel.sample_rate} Hz of {config.recipe}'s front end: "
+            f"nothing above {lowest_rate / 2000:g} kHz is learned, and sounds that have it are out of domain"
+        )
+        logger.text(f"warning: {warnings[-1]}")
+    mel = _standardised(db, trained, mel)
+    targets = torch.tensor([labels.index(r.label) for r in rows])
+    front_end = LogMel(mel)
+    feed = Feed(db, trained, targets, len(labels), front_end, config)
 
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model_config = dataclasses.replace(MODELS[config.model], width=config.width, num_classes=len(labels))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = AudioCNN(model_config).to(device)
-    batch_size = min(config.batch_size, len(train_rows))
-    if state:
-        precision, layout = state["mode"]  # a resumed run stays as it began, whatever is faster now
+        model = AudioCNN(model_config)
+    if config.widen and not found:
+        narrow = read_narrow(Path(config.widen.format(fold=config.fold)), config.fold, model_config)
+        generator = torch.Generator().manual_seed(config.seed)
+        try:
+            model.load_state_dict(widened(narrow.state_dict, model.state_dict(), generator))
+        except ValueError as e:
+            raise TrainingError(f"{config.widen} cannot be widened to {config.width} channels: {e}") from e
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{ranks.local}" if device == "cuda" else device
+    if found:
+        mode = Mode(device, *found["mode"])  # a resumed run stays as it began, whatever is faster now
     else:
-        shape = (batch_size, 1, mel.n_mels, config.crop_frames)
-        precision, layout = _fastest_mode(model, shape, device, config.precision)
-        logger.text(f"computing in {precision}, {layout}: the fastest here")
-    model = model.to(memory_format=LAYOUTS[layout])
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
-    steps = len(train_rows) // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.lr, total_steps=steps * config.epochs, pct_start=config.warmup, cycle_momentum=False
-    )
-    if state:
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    # taken now: the repository may move on while the run goes
-    provenance = state["provenance"] if state else _provenance(data, rows, config, lowest_rate)
+        mode = Mode(device, config.precision, config.layout)
+        if config.precision == "auto":
+            shape = (feed.batch_size, 1, mel.n_mels, config.crop_frames)
+            mode = ranks.agreed(lambda: fastest_mode(model, shape, device, config.layout))
+            mode = dataclasses.replace(mode, device=device)
+            logger.text(f"computing in {mode.precision}, which is the faster here")
+    learner = Learner(config, model, mode, feed.steps * config.epochs, ranks)
+    provenance = state.provenance(data, {r.fold for r in rows}, config, lowest_rate, warnings)
+    best = {"accuracy": -1.0, "epoch": 0, "average": {}}  # by the recordings kept aside
+    if found:
+        learner.load(found["learner"])
+        provenance, best = found["provenance"], found["best"]
 
-    front_end = LogMel(mel)
-    progress = Progress(config.epochs, steps, batch_size, first)
+    def keep(epoch: int) -> None:
+        """The state after so many epochs."""
+        if ranks.first:
+            told = {"config": dataclasses.asdict(config), "mode": [mode.precision, mode.layout], "epoch": epoch,
+                    "provenance": provenance, "best": best, "learner": learner.state()}  # fmt: skip
+            state.write(told, state_file)
+            on_checkpoint()
+
+    if not found:
+        logger.settings(config)
+        ranks.agreed(lambda: (keep(0), state.check_room(state_file)))  # a full disk is told before the work, not after
+    progress = Progress(config.epochs, feed.steps, feed.batch_size, first, quiet=not ranks.first)
     losses: list[float] = []
-    for epoch in range(first, config.epochs):
-        model.train()
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(train_rows))
-        late = epoch >= config.epochs * (1 - config.mixup_end_share)
-        sums = torch.zeros(2)  # loss, share of clips whose strongest class is the strongest of the mix
-        for step in range(steps):
-            # every step draws from its own seed, so that a resumed run draws what an uninterrupted one would
-            rng = np.random.default_rng([config.seed, epoch, step])
-            chosen = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size])
-            soft = nnf.one_hot(targets[chosen], len(labels)).float()
-            mix = rng.random() < (config.mixup_end if late else config.mixup)
-            x, soft = augment(db[chosen], soft, front_end, config, mix, rng)
-            x = x.to(device, memory_format=LAYOUTS[layout])
-            soft = soft.to(device)
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
-                torch.manual_seed(int(rng.integers(2**62)))  # dropout has no generator of its own
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                    logits = model(x)  # (B, N)
-            loss = nnf.cross_entropy(logits.float(), soft, label_smoothing=config.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at epoch {epoch + 1}, step {step + 1}: start again in another --out with a "
-                    "lower --lr or with --precision fp32"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            losses.append(value)
-            sums += torch.tensor([value, (logits.argmax(1) == soft.argmax(1)).float().mean().item()])
-            progress.step(epoch, step, value, schedule.get_last_lr()[0])
-        loss_mean, accuracy = (sums / steps).tolist()
-        lr = schedule.get_last_lr()[0]
-        logger.scalars(epoch + 1, {"train/loss": loss_mean, "train/accuracy": accuracy, "lr": lr})
-        progress.epoch(epoch, loss_mean, accuracy, lr)
-        if epoch == first:
-            logger.pictures(epoch + 1, "train/after augmentation", x[:8].cpu())
-        stopping = stop_after is not None and epoch + 1 >= stop_after
-        if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs or stopping:
-            state = {
-                "format": RESUME_FORMAT,
-                "config": dataclasses.asdict(config),
-                "mode": [precision, layout],
-                "provenance": provenance,
-                "epoch": epoch + 1,
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            _write_state(state, state_file)
-        if stopping and epoch + 1 < config.epochs:
+    epoch = first
+    while epoch < config.epochs and not _patience_is_over(config, epoch, best):
+        sums = np.zeros(2)  # loss, share of clips whose strongest class is the strongest of the mix
+        for step, batch in enumerate(feed.epoch(epoch, ahead=0 if device == "cpu" else min(4, os.cpu_count() or 1))):
+            loss, accuracy = learner.step(batch)
+            if not math.isfinite(loss):
+                raise TrainingError(_not_finite(loss, epoch, step, batch, rows))
+            losses.append(loss)
+            sums += loss, accuracy
+            progress.step(epoch, step, loss, sums[1] / (step + 1), learner.lr)
+        loss, accuracy = (sums / feed.steps).tolist()
+        epoch += 1
+        logger.scalars(epoch, {"train/loss": loss, "train/accuracy": accuracy, "lr": learner.lr})
+        if epoch == first + 1:
+            logger.pictures(epoch, "train/after augmentation", batch.x[:8])
+        inner = None
+        if aside:
+            inner = ranks.agreed(lambda: _validate(learner, feed, aside, len(labels)))
+            logger.scalars(epoch, {"inner/loss": inner.loss, "inner/accuracy": inner.accuracy})
+            if config.patience and inner.accuracy > best["accuracy"]:
+                kept = {k: v.detach().clone() for k, v in learner.average.module.state_dict().items()}
+                best = {"accuracy": inner.accuracy, "epoch": epoch, "average": kept}
+        progress.epoch(epoch - 1, loss, accuracy, learner.lr, inner.accuracy if inner else None)
+        stopping = stop_after is not None and epoch >= stop_after
+        if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stopping:
+            ranks.agreed(lambda: keep(epoch))  # noqa: B023
+            if inner:
+                logger.classes(epoch, "inner", inner.confusion, labels)
+        if stopping and epoch < config.epochs:
             return None
 
+    if not ranks.first:
+        return None
+    if config.patience:
+        logger.text(f"stopped after epoch {epoch}; the weights of epoch {best['epoch']} are kept")
+    provenance |= {"epochs": epoch, "epoch_kept": best["epoch"] if config.patience else epoch}
+    average = best["average"] if config.patience else learner.average.module.state_dict()
     kept = checkpoint.Checkpoint(
         model=model_config,
         mel=mel,
         labels=labels,
-        state_dict=checkpoint.half(average.module.state_dict()),
+        state_dict=checkpoint.half(average),
         recipe=dataclasses.asdict(config),
         provenance=provenance,
     )
-    best = out / "best_model.pth"
-    checkpoint.save(kept, best)
-    report = evaluate(best, data, config.fold, device=device)
-    checkpoint.save(dataclasses.replace(kept, metrics=report.to_dict()), best)
-    logger.scalars(config.epochs, {f"fold {config.fold}/accuracy": report.accuracy})
-    return Result(best, report.accuracy, tuple(losses))
+    checkpoint.save(kept, best_file)
+    said = answers(Classifier.open(best_file, mode.device), data, config.fold)
+    told = report(said, labels, config.fold)
+    checkpoint.save(dataclasses.replace(kept, metrics=told.to_dict()), best_file)
+    on_checkpoint()
+    logger.scalars(epoch, {f"fold {config.fold}/accuracy": told.accuracy})
+    heard = [a for a in said if ranking(a.logits)]
+    named = _confusion([labels.index(a.row.label) for a in heard], [ranking(a.logits)[0] for a in heard], len(labels))
+    logger.classes(epoch, f"fold {config.fold}", named, labels)
+    logger.close()
+    return Result(best_file, told.accuracy, tuple(losses))
 
 
-def _standardised(db: Tensor, mel: MelConfig) -> MelConfig:
-    """The front end with the mean and standard deviation of what it makes of these pictures (n, F, T)."""
+def _open(out: Path, state_file: Path, config: TrainConfig, resume: bool) -> dict | None:
+    """The state to resume from, or None for a new run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise TrainingError(f"{out} cannot be written to ({e}): make it writable or choose another --out") from e
+    if state_file.exists() and not resume:
+        raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another --out")
+    if resume and not state_file.exists():
+        raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check --out")
+    return state.read(state_file, config) if resume else None
+
+
+def _standardised(db: Tensor, rows: list[int], mel: MelConfig) -> MelConfig:
+    """The front end with the mean and standard deviation of what it makes of these of the pictures (n, F, T)."""
     front_end = LogMel(mel)
     means, squares = [], []
-    for part in db.split(100):
-        shown = front_end.to_db(10.0 ** (part / 10.0)).double()
+    for part in torch.tensor(rows).split(100):
+        shown = front_end.to_db(10.0 ** (db[part] / 10.0)).double()
         means.append(shown.mean(dim=(1, 2)))
         squares.append(shown.square().mean(dim=(1, 2)))
     mean = torch.cat(means).mean().item()
@@ -202,81 +229,38 @@ def _standardised(db: Tensor, mel: MelConfig) -> MelConfig:
     return dataclasses.replace(mel, mean=round(mean, 2), std=round(std, 2))
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on the weights of convolutions and linear layers; none on biases and BatchNorm."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _patience_is_over(config: TrainConfig, epoch: int, best: dict) -> bool:
+    return config.patience > 0 and epoch - best["epoch"] >= config.patience
 
 
-def _fastest_mode(model: nn.Module, shape: tuple[int, ...], device: str, precision: str) -> tuple[str, str]:
-    """(precision, layout) of the fastest training step here: processors without bf16 instructions exist.
-
-    Only the layout is tried where the precision is asked for.
-    """
-    precisions = ("bf16", "fp32") if precision == "auto" else (precision,)
-    seconds = {(p, layout): math.inf for p in precisions for layout in LAYOUTS}
-    trials = {layout: copy.deepcopy(model).train().to(memory_format=form) for layout, form in LAYOUTS.items()}
-    with torch.random.fork_rng():
-        for _ in range(4):  # in turns, the best of each counts: the machine may be busy with something else
-            for p, layout in seconds:
-                x = torch.zeros(shape, device=device).to(memory_format=LAYOUTS[layout])
-                start = time.perf_counter()
-                with torch.autocast(device, torch.bfloat16, enabled=p == "bf16"):
-                    loss = trials[layout](x).float().square().mean()
-                loss.backward()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                seconds[p, layout] = min(seconds[p, layout], time.perf_counter() - start)
-    return min(seconds, key=seconds.__getitem__)
+def _validate(learner: Learner, feed: Feed, aside: list[int], classes: int) -> Validation:
+    """Unaugmented, whole pictures; the loss has the label smoothing of the training loss."""
+    chosen = torch.tensor(aside)
+    targets = feed.targets[chosen]
+    front_end, logits = feed.front_end, torch.empty(0, classes)
+    for part in chosen.split(64):
+        x = front_end.standardise(front_end.to_db(10.0 ** (feed.db[part] / 10.0)))
+        logits = torch.cat([logits, learner.outputs(x)])
+    loss = nnf.cross_entropy(logits, targets, label_smoothing=learner.config.label_smoothing).item()
+    confusion = _confusion(targets.tolist(), logits.argmax(1).tolist(), classes)
+    return Validation(loss, confusion.diagonal().sum().item() / len(aside), confusion)
 
 
-def _write_state(state: dict, path: Path) -> None:
-    part = path.with_suffix(".part")
-    try:
-        torch.save(state, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as e:
-        raise TrainingError(f"{path} could not be written ({e}); an older one there is still good") from e
-    finally:
-        part.unlink(missing_ok=True)
+def _confusion(true: Sequence[int], named: Sequence[int], classes: int) -> Tensor:
+    """(N, N) counts, rows true."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (np.array(true, dtype=int), np.array(named, dtype=int)), 1)
+    return torch.from_numpy(counts)
 
 
-def _read_state(path: Path, config: TrainConfig) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # damaged in whatever way: the advice is the same
-        raise TrainingError(f"{path} cannot be read: delete it to start again") from e
-    if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
-        raise TrainingError(f"{path} is not a resume state of this version: delete it to start again")
-    ours, theirs = dataclasses.asdict(config), state["config"]
-    free = ("checkpoint_every", "device")  # what may change without changing the result
-    if changed := [k for k in ours if ours[k] != theirs.get(k) and k not in free]:
-        told = ", ".join(f"{k} {theirs.get(k)!r} -> {ours[k]!r}" for k in changed)
-        raise TrainingError(f"{path} belongs to other settings ({told}): use those, or another --out")
-    return state
-
-
-def _provenance(data: Path, rows: list, config: TrainConfig, lowest_rate: int) -> dict:
-    def git(*args: str) -> str:
-        command = ["git", *args]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-        except OSError:  # no git here: a downloaded archive, a slim container
-            return ""
-        return found.stdout.strip()
-
-    commit = git("rev-parse", "HEAD") or "unknown"
-    return {
-        "data": f"ESC-50 ({data.resolve().name}, {lowest_rate} Hz), K. J. Piczak 2015, doi 10.1145/2733373.2806390",
-        "licence": "the data is CC BY-NC 3.0: these weights are for non-commercial use",
-        "folds_trained_on": sorted({r.fold for r in rows} - {config.fold}),
-        "fold_held_out": config.fold,
-        "commit": commit + (" with local changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
-        # plain strings: torch's own version type would keep the file from loading with weights_only
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
+def _not_finite(loss: float, epoch: int, step: int, batch: Batch, rows: list) -> str:
+    names = [rows[i].path.name for i in batch.chosen.tolist()]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (
+        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (clips {', '.join(names[:4])}{more}): start again "
+        "in another --out with a lower --max-lr (--lr where the schedule is cosine), with --clip-norm 1 or with "
+        "--precision fp32"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,12 +272,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = configs.from_flags(args)
-        logger = TensorBoard(args.out / "tensorboard_logs")
-        result = train(config, args.data, args.out, resume=args.resume, logger=logger)
+        with parallel.started() as ranks:
+            logger = TensorBoard(args.out / "tensorboard_logs") if ranks.first else None
+            result = train(config, args.data, args.out, resume=args.resume, logger=logger, ranks=ranks)
     except (ValueError, AudioError, DataError, TrainingError, checkpoint.CheckpointError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{result.checkpoint}: {100 * result.accuracy:.2f} % on fold {config.fold}, which was held out")
+    if result:
+        print(f"{result.checkpoint}: {100 * result.accuracy:.2f} % on fold {config.fold}, which was held out")
     return 0
 
 

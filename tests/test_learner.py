@@ -1,0 +1,183 @@
+"""A step is the same step in parts, processes or threads; a grown network starts as the one it grew from."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnn import checkpoint
+from cnn.checkpoint import CheckpointError
+from cnn.mel import LogMel, MelConfig
+from cnn.model import AudioCNN, ModelConfig
+from training import config
+from training.feed import Batch, Feed
+from training.learner import Learner, Mode
+from training.widen import read_narrow, widened
+
+CPU = Mode("cpu", "fp32", "contiguous")
+
+
+def network(width: int = 4, **fields) -> AudioCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AudioCNN(ModelConfig(num_classes=3, width=width, **fields))
+
+
+def batch(size: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, 1, 32, 48, generator=generator)
+    return Batch(x, torch.softmax(torch.randn(size, 3, generator=generator), 1), torch.arange(size), seed=5)
+
+
+def feed(seed: int = 0) -> Feed:
+    db = -60 + 20 * torch.randn(10, 128, 251, generator=torch.Generator().manual_seed(2))
+    made = config.make("best-16k", batch_size=4, crop_frames=64, seed=seed)
+    return Feed(db, list(range(1, 10)), torch.arange(10) % 3, 3, LogMel(MelConfig(relative=True)), made)
+
+
+def test_a_batch_depends_on_nothing_but_seed_epoch_and_step():
+    whole, other = feed(), feed()
+    wanted = [b for epoch in range(2) for b in whole.epoch(epoch)]
+    assert len(wanted) == 4 and 0 not in torch.cat([b.chosen for b in wanted])  # row 0 is not to be trained on
+    other.batch(5, 1)
+    threaded = [b for epoch in range(2) for b in other.epoch(epoch, ahead=3)]
+    for a, b in zip(wanted, threaded, strict=True):
+        assert torch.equal(a.x, b.x) and torch.equal(a.soft, b.soft) and a.seed == b.seed
+    assert not torch.equal(wanted[0].x, feed(seed=1).batch(0, 0).x)
+    for b in wanted:
+        assert b.x.shape == (4, 1, 128, 64) and torch.allclose(b.soft.sum(1), torch.ones(4))
+
+
+def test_every_picture_keeps_the_label_of_its_clip():
+    """Clip i is a level of -i dB everywhere; only some of the clips are trained on."""
+    db = -torch.arange(8.0)[:, None, None].expand(8, 128, 251)
+    made = config.make("resnet34-44k", batch_size=3, crop_frames=251, freq_masks=0, time_masks=0, mixup=0.0)
+    targets = torch.tensor([0, 1, 2, 2, 1, 0, 1, 2])
+    for b in Feed(db, [1, 3, 4, 6, 7], targets, 3, LogMel(MelConfig(mean=0.0, std=1.0)), made).epoch(0):
+        clips = (-b.x[:, 0, 5, 7]).round().long()
+        assert torch.equal(clips, b.chosen) and torch.equal(b.soft.argmax(1), targets[clips])
+
+
+def test_the_schedules_go_where_they_are_said_to():
+    def rates(**fields) -> list[float]:
+        learner = Learner(config.make("resnet34-16k", **fields), network(), CPU, steps=20)
+        told = [learner.lr]
+        for _ in range(19):
+            learner.optimizer.step()
+            learner.schedule.step()
+            told.append(learner.lr)
+        return told
+
+    cosine = rates(schedule="cosine", lr=1e-3)
+    assert cosine[0] == 1e-3 and cosine[10] == pytest.approx(5e-4) and cosine == sorted(cosine, reverse=True)
+    onecycle = rates(lr=1e-3, max_lr=0.25, warmup=0.5)
+    assert onecycle[0] == pytest.approx(0.01) and max(onecycle) == onecycle[9] == 0.25 and onecycle[-1] < 1e-4
+
+
+def test_clipping_holds_the_gradient_and_decay_spares_what_it_should():
+    def norm(clip: float) -> float:
+        learner = Learner(config.make("resnet34-16k", clip_norm=clip), network(), CPU, steps=4)
+        learner.step(batch())
+        return torch.cat([p.grad.flatten() for p in learner.model.parameters()]).norm().item()
+
+    assert norm(0.0) > 0.2 and norm(0.1) == pytest.approx(0.1, rel=1e-3)
+    for everything in (False, True):
+        made = config.make("resnet34-16k", decay_all=everything, weight_decay=0.3)
+        groups = Learner(made, network(), CPU, steps=4).optimizer.param_groups
+        decayed = {p.ndim for g in groups if g["weight_decay"] for p in g["params"]}
+        assert decayed == ({1, 2, 4} if everything else {2, 4})
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    learner = Learner(config.make("resnet34-16k"), network(), CPU, steps=4)
+    before = copy.deepcopy(learner.model.state_dict())
+    bad = batch()
+    bad.x[0] = torch.inf
+    assert not np.isfinite(learner.step(bad)[0])
+    after = learner.model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if not k.endswith("num_batches_tracked"))
+
+
+def test_the_average_of_decay_zero_is_the_last_network():
+    learner = Learner(config.make("resnet34-16k", average=0.0), network(), CPU, steps=4)
+    learner.step(batch())
+    average = learner.average.module.state_dict()
+    assert all(torch.equal(v, average[k]) for k, v in learner.model.state_dict().items())
+
+
+PROCESS = """
+import sys, torch
+from training import config, parallel
+from tests.test_learner import CPU, batch, network
+from training.learner import Learner
+torch.set_num_threads(1)
+with parallel.started() as ranks:
+    learner = Learner(config.make("resnet34-16k"), network(), CPU, steps=6, ranks=ranks)
+    told = [learner.step(batch()) for _ in range(3)]
+    assert ranks.agreed(lambda: ranks.index) == 0
+    if ranks.first:
+        torch.save([told, learner.model.state_dict()], sys.argv[1])
+"""
+
+
+def test_two_processes_compute_what_one_does_in_two_parts(tmp_path: Path):
+    script, out = tmp_path / "process.py", tmp_path / "told.pt"
+    script.write_text(PROCESS)
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, out]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, state = torch.load(out, weights_only=True)
+
+    learner = Learner(config.make("resnet34-16k", accumulate=2), network(), CPU, steps=6)
+    assert [learner.step(batch()) for _ in range(3)] == [pytest.approx(t, rel=1e-5) for t in told]
+    ours = learner.model.state_dict()
+    for key, value in state.items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, ours[key], rtol=1e-4, atol=1e-5)
+    whole = Learner(config.make("resnet34-16k"), network(), CPU, steps=6)  # BatchNorm over the whole batch differs
+    assert [whole.step(batch())[0] for _ in range(3)][-1] != pytest.approx(told[-1][0], rel=1e-5)
+    with pytest.raises(ValueError, match="batch of 1 cannot be computed in 2 parts"):
+        learner.step(batch(1))
+
+
+@pytest.mark.parametrize("fields", [{}, {"se": True, "se_reduction": 2, "fpn_channels": 8}], ids=["plain", "se, fpn"])
+def test_a_widened_network_says_what_the_narrow_one_says_and_then_parts_ways(fields):
+    narrow, wide = network(4, **fields), network(8, **fields | ({"fpn_channels": 16} if fields else {}))
+    for bn in (m for m in narrow.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(bn.running_mean, -0.1, 0.1, generator=torch.Generator().manual_seed(3))
+    wide.load_state_dict(widened(narrow.state_dict(), wide.state_dict(), torch.Generator().manual_seed(0)))
+    x = batch().x
+    with torch.inference_mode():
+        torch.testing.assert_close(wide.eval()(x), narrow.eval()(x), rtol=1e-4, atol=1e-5)
+    learner = Learner(config.make("resnet34-16k", width=8, max_lr=0.1), wide, CPU, steps=4)
+    learner.step(batch())
+    kernel = wide.state_dict()["conv1.weight" if "conv1.weight" in wide.state_dict() else "conv1.0.weight"]
+    assert not torch.equal(kernel[0], kernel[1])  # two that were one
+
+
+def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
+    narrow, path = network(4), tmp_path / "best_model.pth"
+
+    def saved(**provenance) -> Path:
+        made = checkpoint.Checkpoint(
+            narrow.config, MelConfig(), ("dog", "rain", "rooster"), narrow.state_dict(), provenance=provenance
+        )
+        checkpoint.save(made, path)
+        return path
+
+    with pytest.raises(ValueError, match="no multiple of"):
+        widened(network(4).state_dict(), network(6).state_dict(), torch.Generator())
+    with pytest.raises(CheckpointError, match="does not say which folds"):
+        read_narrow(saved(), 5, narrow.config)
+    with pytest.raises(CheckpointError, match="was trained on fold 5"):
+        read_narrow(saved(folds_trained_on=[1, 5]), 5, narrow.config)
+    assert read_narrow(saved(folds_trained_on=[1]), 5, narrow.config).model == narrow.config
+    with pytest.raises(CheckpointError, match="is a resnet34, not a se_fpn"):
+        read_narrow(path, 5, ModelConfig(name="se_fpn"))

@@ -1,0 +1,365 @@
+"""Cross-validation: every fold held out once, then measured once; results and a page for people.
+
+    python -m training.crossval --recipe best-16k --data DIR [--name NAME] [--folds 1,2,3,4,5] [--any-field value]
+
+One fold after the other is trained in RUNS/foldK; interrupted, the same command goes on where it was. Nothing is chosen
+on a fold held out, and the settings of all folds are the same. After every fold OUT (training/results/NAME) holds what
+is known so far: `results.json`, `predictions.csv` (from which every figure but robustness follows, see
+training.evaluate.recompute), `robustness.json` (every clip's outcome), pictures and `report.html`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from cnn import checkpoint
+from cnn.audio import AudioError
+from cnn.checkpoint import Checkpoint, CheckpointError
+from cnn.classifier import Classifier
+from training import config as configs
+from training import figures, robustness
+from training.config import TrainConfig
+from training.data import DataError, in_folds, read_rows
+from training.evaluate import answers, recompute, write_predictions, write_whole
+from training.logs import Logger, TensorBoard
+from training.report import page
+from training.state import FREE, TrainingError
+from training.train import train
+
+FOLDS = (1, 2, 3, 4, 5)
+RESULTS = Path(__file__).resolve().parent / "results"
+BEST, RESUME, RECORD = "best_model.pth", "resume.pt", "fold.json"
+PREDICTIONS, ROBUSTNESS = "predictions.csv", "robustness.json"
+
+
+# --- one fold --------------------------------------------------------------------------------------------------------
+
+
+def run_fold(
+    config: TrainConfig,
+    data: Path,
+    runs: Path,
+    *,
+    logger: Logger | None = None,
+    on_checkpoint: Callable[[], None] = lambda: None,
+    robust: bool = True,
+) -> Path:
+    """Train with `config.fold` held out, in runs/foldK; then predictions.csv and, if `robust`, robustness.json of it.
+
+    Goes on where it was interrupted; where everything is there, whole and of these settings, nothing is done. Logs to
+    TensorBoard in that folder unless told otherwise. `fold.json` there: settings, seconds, and the sha256 of the
+    weights and of what was measured of them; weights that are others now are measured again. Returns the folder.
+    Raises DataError, AudioError, TrainingError, CheckpointError or OSError.
+    """
+    folder = runs / f"fold{config.fold}"
+    best = folder / BEST
+    dataset = data.resolve().name
+    settings = dataclasses.asdict(config)
+    _same_settings(runs, settings, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = {"fold": config.fold, "dataset": dataset, "config": settings, "seconds": 0.0, "files": {}}
+    record = begun | _read_record(folder)
+    earlier, start = record["seconds"], time.monotonic()
+
+    def kept() -> None:
+        record["seconds"] = earlier + time.monotonic() - start
+        write_whole(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+        on_checkpoint()
+
+    if not _trained(best, config):
+        logger = logger or TensorBoard(folder / "tensorboard_logs")
+        resume = (folder / RESUME).exists()
+        train(config, data, folder, resume=resume, logger=logger, on_checkpoint=kept)
+    if not _whole(folder, record, BEST):
+        if BEST in record["files"]:
+            print(f"{best} is not the file that was measured: it is measured again", flush=True)
+        record["files"] = {BEST: sha256(best)}
+    missing = [n for n in (PREDICTIONS, *[ROBUSTNESS] * robust) if not _whole(folder, record, n)]
+    if missing:
+        classifier = Classifier.open(best, config.device)
+        if PREDICTIONS in missing:
+            found = answers(classifier, data, config.fold)
+            write_predictions(folder / PREDICTIONS, found, classifier.labels)
+        if ROBUSTNESS in missing:
+            table = robustness.measure(classifier, data, config.fold, progress=_Clips("robustness"))
+            write_whole(folder / ROBUSTNESS, (json.dumps(table) + "\n").encode())
+        record["files"] |= {name: sha256(folder / name) for name in missing}
+        kept()
+    return folder
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _trained(best: Path, config: TrainConfig) -> bool:
+    """Whether these are the finished weights of this run. Raises TrainingError where they are another run's."""
+    if not best.exists():
+        return False
+    try:
+        weights = checkpoint.load(best)
+    except CheckpointError as e:
+        print(f"{e}: it is made again", flush=True)
+        return False
+    if told := _differences(weights.recipe, dataclasses.asdict(config), FREE):
+        raise TrainingError(f"{best} was trained with other settings ({told}): use those, or other --runs or --name")
+    return bool(weights.metrics)  # without, the run was cut off before its last line
+
+
+def _same_settings(runs: Path, settings: dict[str, Any], dataset: str) -> None:
+    """Raises TrainingError where a fold in `runs` has other settings or data: they would not make one result."""
+    for folder in _folders(runs):
+        record = _read_record(folder)
+        told = _differences(record["config"], settings, (*FREE, "fold"))
+        if record["dataset"] != dataset:
+            told = f"{told}, " * bool(told) + f"data {record['dataset']!r} -> {dataset!r}"
+        if told:
+            raise TrainingError(f"{folder} has other settings ({told}): use those, or other --runs or --name")
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], free: Iterable[str]) -> str:
+    """'lr 0.1 -> 0.2, ...' for every field but the free ones; empty where there is none."""
+    changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k) and k not in free]
+    return ", ".join(f"{k} {theirs.get(k)!r} -> {ours.get(k)!r}" for k in changed)
+
+
+def _folders(runs: Path) -> list[Path]:
+    """The folds begun in `runs`, by number."""
+    return sorted((p.parent for p in runs.glob(f"fold*/{RECORD}")), key=lambda p: (len(p.name), p.name))
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What fold.json says; nothing where there is none."""
+    path = folder / RECORD
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        return {key: record[key] for key in ("fold", "dataset", "config", "seconds", "files")}
+    except (KeyError, TypeError, ValueError) as e:
+        raise TrainingError(f"{path} is damaged: delete it, and the fold is measured again") from e
+
+
+def _whole(folder: Path, record: dict[str, Any], name: str) -> bool:
+    return (folder / name).is_file() and record["files"].get(name) == sha256(folder / name)
+
+
+class _Clips:
+    """How far a measurement is: a live line on a terminal, one plain line per tenth in a log."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.told, self.start = what, 0, time.monotonic()
+        self.live = sys.stdout.isatty()
+
+    def __call__(self, done: int, of: int) -> None:
+        tenth = 10 * done // of
+        if self.live or tenth > self.told:
+            left = (time.monotonic() - self.start) / done * (of - done) / 60
+            line = f"{self.what}: {done} of {of} clips, {left:.0f} min left"
+            print(f"\r{line}\033[K" if self.live else line, end="\n" if not self.live or done == of else "", flush=True)
+        self.told = tenth
+
+
+# --- all folds -------------------------------------------------------------------------------------------------------
+
+
+def gather(runs: Path, out: Path) -> dict[str, Any]:
+    """What the measured folds in `runs` say together: written to `out`, and returned as in results.json.
+
+    Some of the folds are legal: `missing` names the others. Beside `recompute`'s figures (`std`: sample standard
+    deviation over folds) `seconds` of training and measuring, as far as known; `robustness`: the folds' tables pooled,
+    without the clips' outcomes, or None; `commit`, `config`, `versions` ... of the runs. Raises TrainingError,
+    DataError, CheckpointError or OSError.
+    """
+    records = {folder: _read_record(folder) for folder in _folders(runs)}
+    records = {folder: record for folder, record in records.items() if PREDICTIONS in record["files"]}
+    if not records:
+        raise TrainingError(f"{runs} holds no measured fold: run training.crossval first")
+    first = next(iter(records.values()))
+    _same_settings(runs, first["config"], first["dataset"])
+    weights: dict[Path, Checkpoint] = {}
+    for folder, record in records.items():
+        if changed := [name for name in record["files"] if not _whole(folder, record, name)]:
+            raise TrainingError(f"{folder / changed[0]} is not what was measured: run training.crossval again")
+        weights[folder] = checkpoint.load(folder / BEST)
+    out.mkdir(parents=True, exist_ok=True)
+
+    tables = [(folder / PREDICTIONS).read_text(encoding="utf-8").splitlines(keepends=True) for folder in records]
+    text = "".join([tables[0][0], *(line for table in tables for line in table[1:])])
+    write_whole(out / PREDICTIONS, text.encode())
+    figured = recompute(out / PREDICTIONS)
+    for row, record in zip(figured["folds"], sorted(records.values(), key=lambda r: r["fold"]), strict=True):
+        row |= {"seconds": round(record["seconds"], 1), "sha256": record["files"][BEST]}
+    pooled = _pooled([folder / ROBUSTNESS for folder, record in records.items() if ROBUSTNESS in record["files"]])
+    if pooled:
+        write_whole(out / ROBUSTNESS, (json.dumps(pooled) + "\n").encode())
+    else:
+        (out / ROBUSTNESS).unlink(missing_ok=True)  # an earlier result's
+
+    config = {k: v for k, v in first["config"].items() if k != "fold"}
+    origins = [w.provenance for w in weights.values()]
+    every = set().union(*({o["fold_held_out"], *o["folds_trained_on"]} for o in origins))
+    results = {
+        "name": out.resolve().name,
+        "dataset": first["dataset"],
+        "recipe": config["recipe"],
+        **figured,
+        "std_is": "sample standard deviation of the folds' accuracies",
+        "missing": sorted(every - {r["fold"] for r in records.values()}),
+        "robustness": _without_clips(pooled),
+        "network": _network(next(iter(weights.values()))),
+        "commit": ", ".join(sorted({o["commit"] for o in origins})),
+        "config": config,
+        "seconds": round(sum(row["seconds"] for row in figured["folds"]), 1),
+        "data": origins[0]["data"],
+        "licence": origins[0]["licence"],
+        "versions": origins[0]["versions"],
+        "warnings": sorted({w for o in origins for w in o.get("warnings", ())}),
+    }
+    write_whole(out / "results.json", f"{_json(results)}\n".encode())
+    pictures = _pictures(results, records)
+    for name, png in pictures.items():
+        write_whole(out / f"{name}.png", png)
+    write_whole(out / "report.html", page(results, pictures).encode())
+    return results
+
+
+def _pictures(results: dict[str, Any], records: dict[Path, dict[str, Any]]) -> dict[str, bytes]:
+    """PNG by name; of the training curves only where a run left its log."""
+    drawn = {"confusion": figures.confusion_matrix(results["confusion"], results["labels"])}
+    if results["ece"] is not None:
+        drawn["reliability"] = figures.reliability_diagram(results["reliability"], results["ece"])
+    logs = {record["fold"]: _scalars(folder / "tensorboard_logs") for folder, record in records.items()}
+    if logs := {fold: tags for fold, tags in logs.items() if "train/loss" in tags}:
+        drawn["curves"] = figures.training_curves(logs)
+    return {name: figures.png(figure) for name, figure in drawn.items()}
+
+
+def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """{tag: [(epoch, value)]} of TensorBoard's event files; what an interrupted run logged too much is left out."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not folder.is_dir():
+        return {}
+    log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()[SCALARS]}
+
+
+def _network(weights: Checkpoint) -> str:
+    """'resnet34, width 32, 5.3 M parameters, 16 kHz'."""
+    parameters = weights.build().parameter_count
+    kilohertz = weights.mel.sample_rate / 1000
+    return f"{weights.model.name}, width {weights.model.width}, {parameters / 1e6:.1f} M parameters, {kilohertz:g} kHz"
+
+
+def _pooled(files: list[Path]) -> dict[str, Any] | None:
+    """The folds' tables as one; None for no fold. Raises TrainingError where the conditions are not today's."""
+    tables = [json.loads(path.read_text()) for path in files]
+    for path, table in zip(files, tables, strict=True):
+        if list(table["rows"]) != list(robustness.CONDITIONS):
+            raise TrainingError(f"{path} was measured under other conditions: delete it, run training.crossval again")
+    return robustness.pool(tables) if tables else None
+
+
+def _without_clips(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The table without what is in robustness.json only: the clips' names and each one's outcome."""
+    if table is None:
+        return None
+    rows = {name: {k: v for k, v in row.items() if k != "hits"} for name, row in table["rows"].items()}
+    return {k: v for k, v in table.items() if k != "files"} | {"rows": rows}
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with a line per entry, and per row of a table: for people and for version control."""
+    deeper = f"{indent} "
+    if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+        (first, last), parts = "{}", [f"{json.dumps(k)}: {_json(v, deeper)}" for k, v in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], list | dict):
+        (first, last), parts = "[]", [json.dumps(row) for row in value]
+    else:
+        return json.dumps(value)
+    return f"{first}\n" + ",\n".join(f"{deeper}{part}" for part in parts) + f"\n{indent}{last}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.crossval", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
+    parser.add_argument("--name", help="of the result; default: the recipe's")
+    parser.add_argument("--folds", type=_folds, default=FOLDS, help="which to hold out; default: 1,2,3,4,5")
+    parser.add_argument("--runs", type=Path, help="for weights and logs; default: runs/NAME")
+    parser.add_argument("--out", type=Path, help="for the results; default: training/results/NAME")
+    parser.add_argument("--no-robustness", action="store_true", help="measure clean clips only")
+    configs.add_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        if "fold" in args:
+            raise ValueError(f"--fold is training.train's; here --folds {args.fold} holds out that one alone")
+        config = configs.from_flags(args)
+        name = args.name or config.recipe
+        runs, out = args.runs or Path("runs") / name, args.out or RESULTS / name
+        _writable(runs, "--runs")
+        _writable(out, "--out")
+        _same_settings(runs, dataclasses.asdict(config), args.data.resolve().name)
+        rows = read_rows(args.data, esc10=config.classes == "esc10")
+        for fold in args.folds:  # one that does not exist is reported now, not after the others
+            in_folds(rows, [fold])
+        _all(config, args.folds, args.data, runs, out, not args.no_robustness)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, AudioError, DataError, OSError, TrainingError, CheckpointError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, out: Path, robust: bool) -> None:
+    for place, fold in enumerate(folds, start=1):
+        print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)
+        before = _read_record(runs / f"fold{fold}")
+        folder = run_fold(dataclasses.replace(config, fold=fold), data, runs, robust=robust)
+        if place < len(folds) and before == _read_record(folder):
+            continue  # nothing new to tell
+        results = gather(runs, out)
+        row = next(r for r in results["folds"] if r["fold"] == fold)
+        low, high = (100 * x for x in row["interval"])
+        print(f"fold {fold}: {100 * row['accuracy']:.2f} % of {row['n']} clips (95 % interval {low:.1f}-{high:.1f} %), "
+              f"{row['seconds'] / 60:.0f} min", flush=True)  # fmt: skip
+    if results["robustness"]:
+        print(robustness.text(results["robustness"]))
+    spread = f" +- {100 * results['std']:.2f}" if results["std"] is not None else ""
+    missing = f" (missing: {', '.join(map(str, results['missing']))})" if results["missing"] else ""
+    ten = f", ESC-10 {100 * results['esc10']['accuracy']:.2f} %" if results["esc10"]["n"] else ""
+    print(f"mean {100 * results['mean']:.2f}{spread} % over {len(results['folds'])} folds{missing}{ten}: "
+          f"{out / 'report.html'}")  # fmt: skip
+
+
+def _folds(text: str) -> tuple[int, ...]:
+    try:
+        folds = tuple(dict.fromkeys(int(x) for x in text.split(",")))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"fold numbers with commas between them, like 1,2,5, not {text!r}") from e
+    return folds
+
+
+def _writable(folder: Path, flag: str) -> None:
+    """Raises TrainingError now, not after hours of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", b"?")
+        (folder / ".writable").unlink()
+    except OSError as e:
+        raise TrainingError(f"{folder} cannot be written ({e.strerror}): choose another {flag}") from e
+
+
+if __name__ == "__main__":
+    sys.exit(main())

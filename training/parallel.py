@@ -1,0 +1,81 @@
+"""One process or several: `torchrun --nproc-per-node 2 -m training.train ...` (DDP; gloo on CPUs, NCCL on GPUs).
+
+Several processes split each batch and compute what one process does with `accumulate` set to their number.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of this run; the default is one alone."""
+
+    index: int = 0
+    size: int = 1
+    local: int = 0  # index among the processes of this machine: which GPU is ours
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files, the log and the lines."""
+        return self.index == 0
+
+    def wrap(self, model: nn.Module, device: str) -> nn.Module:
+        if self.size == 1:
+            return model
+        # BatchNorm's statistics are averaged by the step itself
+        devices = [torch.device(device)] if device.startswith("cuda") else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+    def mean(self, tensors: list[Tensor]) -> None:
+        """Replace each by the mean over all processes."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor.div_(self.size)
+
+    def agreed(self, value: Callable[[], Any]) -> Any:
+        """What the first process finds, for all of them; the others wait. An error there ends them all."""
+        if self.size == 1:
+            return value()
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box[0] = value()
+            except Exception as e:
+                box[1] = e
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def exchanging(self, model: nn.Module, now: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: exchange gradients `now`, or let them only add up until a later pass does."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else nullcontext()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def started() -> Iterator[Ranks]:
+    """The ranks that torchrun started this process among, or one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,120 @@
+"""Put a checkpoint on the Hugging Face Hub: weights, readable configuration, model card, in one commit.
+
+    python -m training.publish --checkpoint best_model.pth --repo OWNER/NAME [--private] [--results results.json]
+
+The repository is made where there is none. What its README.md says outside the generated card is kept.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+
+from cnn import checkpoint as checkpoints
+from cnn.checkpoint import HUB_ID, NAMES, CheckpointError
+from training.card import CardError, card, configuration, readme
+
+
+class PublishError(RuntimeError):
+    """The Hub did not take it; the message says why and the way out."""
+
+
+def publish(
+    path: Path, repo: str, *, private: bool = False, results: Path | None = None, token: str | None = None
+) -> str:
+    """Upload the checkpoint to `repo`; `OWNER/NAME@REVISION`, which cnn.checkpoint.find takes.
+
+    `private` holds for a repository that is made now. `token`: default that of `hf auth login` or HF_TOKEN.
+    Raises CheckpointError, CardError or PublishError; then nothing of it is on the Hub.
+    """
+    if not HUB_ID.fullmatch(repo) or "@" in repo:
+        raise PublishError(f"{repo!r} is no name of a repository: OWNER/NAME is needed")
+    kept = checkpoints.load(path)
+    text = card(kept, path, repo, _read_results(results) if results else None)
+    token = token or get_token()
+    if not token:
+        raise PublishError("no token of the Hugging Face Hub: run hf auth login, or set HF_TOKEN to one that may write")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    settings = json.dumps(configuration(kept), indent=2, ensure_ascii=False) + "\n"
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        head = api.model_info(repo).sha
+        try:  # of this very commit, so that an older copy in the cache is not taken for it
+            existing = Path(api.hf_hub_download(repo, "README.md", revision=head)).read_bytes().decode()
+        except RemoteEntryNotFoundError:
+            existing = ""
+        files = {NAMES[0]: str(path), "config.json": settings.encode()}
+        files["README.md"] = readme(existing, text, repo).encode()
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message=f"{kept.model.name}: weights, configuration and model card",
+            parent_commit=head,
+        )
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
+        raise PublishError(_reason(e, repo)) from e
+    except UnicodeDecodeError as e:
+        raise PublishError(f"README.md in {repo} is not UTF-8 text: repair it there") from e
+    return f"{repo}@{commit.oid}"
+
+
+def commands(pinned: str) -> str:
+    """How to use `OWNER/NAME@REVISION`, for people to copy."""
+    return f"python app.py --model {pinned}\npython -m cnn sound.wav --model {pinned}"
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise CardError(f"{path} cannot be read as results of python -m training.crossval: {e}") from e
+    needed = ("dataset", "config", "folds", "mean", "std")
+    if not isinstance(results, dict) or (lacking := [k for k in needed if k not in results]):
+        raise CardError(f"{path} is no results.json of python -m training.crossval: {', '.join(lacking)} missing")
+    return results
+
+
+def _reason(error: Exception, repo: str) -> str:
+    if not isinstance(error, HfHubHTTPError):
+        return f"the Hugging Face Hub cannot be reached ({error}): check the connection and run the command again"
+    status = error.response.status_code
+    if status == 401:
+        return f"the Hugging Face Hub refuses the token for {repo}: log in with one that may write, hf auth login"
+    if status in (403, 404):
+        return f"the token may not write to {repo}: check the name, or take a token that may write to it"
+    if status == 412:
+        return f"{repo} has changed in the meantime: run the command again"
+    said = error.server_message or str(error).strip().split("\n")[0]
+    return f"the Hugging Face Hub refused {repo}: {said}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best_model.pth, or a folder that holds one")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="where the repository is made now")
+    parser.add_argument("--results", type=Path, help="results.json of the same settings on five folds, for the card")
+    args = parser.parse_args(argv)
+    try:
+        path = args.checkpoint / NAMES[0] if args.checkpoint.is_dir() else args.checkpoint
+        pinned = publish(path, args.repo, private=args.private, results=args.results)
+    except (CardError, CheckpointError, PublishError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(f"published: {pinned}\n{commands(pinned)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

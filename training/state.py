@@ -1,0 +1,97 @@
+"""What a run leaves on disk beside its weights: the state it resumes from, and where it came from."""
+
+import dataclasses
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.config import CHOSEN, TrainConfig
+
+FORMAT = "audio-cnn-resume/4"
+FREE = ("checkpoint_every", "device")  # what may change without changing the result
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says where it stands and the way out."""
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """The file whole or not at all. Raises TrainingError; an older file there stays as it was."""
+    part = path.with_suffix(".part")
+    try:
+        torch.save({"format": FORMAT, **state}, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
+        there = "; the last good one is still there" if path.exists() else ""
+        raise TrainingError(
+            f"{path} could not be written ({e}){there}: free some space or make the folder writable"
+            f"{', then go on with --resume' if there else ''}"
+        ) from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_room(path: Path) -> None:
+    """Raises TrainingError where the next state, written beside this one, and the weights would not fit."""
+    need, free = round(1.3 * path.stat().st_size), shutil.disk_usage(path.parent).free
+    if free < need:
+        raise TrainingError(f"{path.parent} has {free / 1e6:.0f} MB left, this run needs {need / 1e6:.0f} MB: free "
+                            "some space or choose another --out")  # fmt: skip
+
+
+def read(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """Raises TrainingError where it cannot be read or belongs to other settings."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # damaged in whatever way: the advice is the same
+        raise TrainingError(f"{path} cannot be read: delete it to start again") from e
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"{path} is not a resume state of this version: delete it to start again")
+    ours, theirs = dataclasses.asdict(config), state["config"]
+    if changed := [k for k in ours if ours[k] != theirs.get(k) and k not in FREE]:
+        told = ", ".join(f"{k} {theirs.get(k)!r} -> {ours[k]!r}" for k in changed)
+        raise TrainingError(f"{path} belongs to other settings ({told}): use those, or another --out")
+    return state
+
+
+def provenance(
+    data: Path, folds: set[int], config: TrainConfig, lowest_rate: int, warned: list[str]
+) -> dict[str, Any]:
+    """Taken at the start of a run: the repository may move on while it goes. `folds`: all there are."""
+    return {
+        "data": f"ESC-50 ({data.resolve().name}, {lowest_rate} Hz), K. J. Piczak 2015, doi 10.1145/2733373.2806390",
+        "licence": "the data is CC BY-NC 3.0: these weights are for non-commercial use",
+        "folds_trained_on": sorted(folds - {config.fold}),
+        "fold_held_out": config.fold,
+        "commit": commit(),
+        # plain strings: torch's own version type would keep the file from loading with weights_only
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "chosen_here": list(CHOSEN.get(config.recipe, ())),
+        "warnings": warned,
+    }
+
+
+def commit() -> str:
+    """Of the repository, with a remark on local changes; AUDIO_CNN_COMMIT tells it where there is none."""
+    if told := os.environ.get("AUDIO_CNN_COMMIT"):
+        return told
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return (_git("rev-parse", "HEAD") or "unknown") + (" with local changes" if changed else "")
+
+
+def _git(*args: str) -> str:
+    try:
+        found = subprocess.run(
+            ["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        )
+    except OSError:  # no git here: a downloaded archive, a slim container
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,48 @@
+"""Growing a trained network: the wide one starts out computing exactly what the narrow one does.
+
+Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks: every channel becomes k channels,
+and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnn.checkpoint import Checkpoint, CheckpointError, load
+from cnn.model import ModelConfig
+
+UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
+
+
+def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The narrow network's state in the shapes of the wide one's. Raises ValueError where they are not multiples."""
+    if missing := set(narrow) ^ set(wide):
+        raise ValueError(f"they differ in more than width, first in {min(missing)}")
+    out = {}
+    for key, target in wide.items():
+        value = narrow[key].to(target.dtype)
+        if value.ndim != target.ndim or any(w % n for n, w in zip(value.shape, target.shape, strict=True)):
+            raise ValueError(f"{key}: {tuple(target.shape)} is no multiple of {tuple(value.shape)}")
+        if target.ndim:
+            value = value.repeat_interleave(target.shape[0] // value.shape[0], dim=0)
+        if target.ndim > 1 and (k := target.shape[1] // value.shape[1]) > 1:
+            noise = torch.randn(*value.shape[:2], k, generator=generator)
+            shares = (1.0 + UNEVEN * (noise - noise.mean(dim=2, keepdim=True))) / k  # adds up to 1 over the k
+            shares = shares.flatten(1, 2)[(...,) + (None,) * (value.ndim - 2)]
+            value = value.repeat_interleave(k, dim=1) * shares
+        out[key] = value
+    return out
+
+
+def read_narrow(path: Path, fold: int, model: ModelConfig) -> Checkpoint:
+    """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`."""
+    found = load(path)
+    seen = found.provenance.get("folds_trained_on")
+    if seen is None or fold in seen:
+        told = "does not say which folds it was trained on" if seen is None else f"was trained on fold {fold}"
+        raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
+    if found.model.name != model.name:
+        raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
+    return found
