@@ -31,7 +31,7 @@ from training import config as configs
 from training.config import TrainConfig
 from training.data import DataError, load_db, read_rows
 from training.feed import Batch, Feed
-from training.learner import Learner, Mode, fastest_mode
+from training.learner import Learner, Mode, choose_mode
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 GPU_PRODUCTS = (4096, 8192)  # further sides among which the peak is sought on a GPU
@@ -72,14 +72,12 @@ def made_feed(config: TrainConfig, data: Path, cache: Path | None) -> Feed:
 def made_learner(config: TrainConfig, feed: Feed) -> Learner:
     model = AudioCNN(dataclasses.replace(MODELS[config.model], width=config.width, num_classes=feed.classes))
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    mode = Mode(device, config.precision, config.layout)
-    if config.precision == "auto":
-        shape = (feed.batch_size, 1, MELS[config.mel].n_mels, config.crop_frames)
-        mode = fastest_mode(model, shape, device, config.layout)
+    shape = (feed.batch_size, 1, MELS[config.mel].n_mels, config.crop_frames)
+    mode = choose_mode(config, model, shape, device)
     return Learner(config, model, mode, 1_000_000)  # the schedule stays at its start
 
 
-def batches(feed: Feed, ahead: bool, steps: int) -> Iterator[Batch]:
+def batches(feed: Feed, ahead: int, steps: int) -> Iterator[Batch]:
     """The first batches of the run, through as many epochs as it takes."""
     epochs = (feed.epoch(epoch, ahead=ahead) for epoch in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(epochs), steps)
@@ -102,7 +100,7 @@ def settle(mode: Mode) -> None:
 
 
 def measured(config: TrainConfig, feed: Feed, learner: Learner, steps: int, rounds: int) -> list[Row]:
-    mode, ahead = learner.mode, learner.mode.kind != "cpu"
+    mode, ahead = learner.mode, learner.mode.ahead
     batch = feed.batch(0, 0)
     with FlopCounterMode(display=False) as counter:
         learner.step(batch)

@@ -132,6 +132,7 @@ def test_the_network_in_the_box_is_what_readme_and_card_say():
     assert checkpoint.DEFAULT.stat().st_size <= 50e6
     assert found.state_dict["layer1.0.conv1.weight"].dtype == torch.float16
     assert found.metrics["fold"] == found.provenance["fold_held_out"] == 5 and found.metrics["clips"] == 400
+    assert found.metrics["accuracy"] >= 0.8
     quoted = f"{100 * found.metrics['accuracy']:.2f} %"
     card = checkpoint.DEFAULT.with_name("README.md").read_text(encoding="utf-8")
     assert quoted in card and quoted in (checkpoint.BOX.parents[1] / "README.md").read_text(encoding="utf-8")

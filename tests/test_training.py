@@ -272,7 +272,8 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     narrow = train(config.make("resnet34-16k", **SMALL), data, tmp_path / "fold5")
     grown = config.make("resnet34-16k", **SMALL | {"width": 8, "widen": str(tmp_path / "fold{fold}/best_model.pth")})
     result = train(grown, data, tmp_path / "wide")
-    assert checkpoint.load(result.checkpoint).model.width == 8
+    wide = checkpoint.load(result.checkpoint)
+    assert wide.model.width == 8 and wide.provenance["grown_from"]["recipe"]["width"] == SMALL["width"]
     first = train(dataclasses.replace(grown, widen=""), data, tmp_path / "fresh")
     assert result.losses[0] != first.losses[0]
     with pytest.raises(TrainingError, match="cannot be widened to 6 channels"):

@@ -71,7 +71,7 @@ class TrainConfig:
     # the run
     seed: int = 0
     precision: str = "auto"  # auto: bf16 autocast where that is clearly faster on this machine; bf16; fp32
-    layout: str = "channels_last"  # of the pictures in memory; or contiguous
+    layout: str = "auto"  # of the pictures in memory: channels_last (faster) where the width allows it, or contiguous
     device: str = "auto"  # auto: cuda where there is one, else cpu
     checkpoint_every: int = 5  # epochs between resume states
 
@@ -83,7 +83,7 @@ class TrainConfig:
             ("schedule", ["onecycle", "cosine"]),
             ("mixup_domain", ["power", "input"]),
             ("precision", ["auto", "bf16", "fp32"]),
-            ("layout", ["channels_last", "contiguous"]),
+            ("layout", ["auto", "channels_last", "contiguous"]),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known are {', '.join(known)}")
@@ -96,6 +96,9 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if self.layout == "channels_last" and self.width % 16:
+            raise ValueError(f"layout channels_last needs a width that 16 divides, not {self.width}: torch 2.14.1 "
+                             "writes beyond its memory in the backward pass otherwise")  # fmt: skip
         if self.patience and not self.inner_share:
             raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
         if not 0 < self.stretch_min <= self.stretch_max:

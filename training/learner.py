@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ class Mode:
     @property
     def kind(self) -> str:
         return torch.device(self.device).type  # cpu or cuda
+
+    @property
+    def ahead(self) -> int:
+        """Batches to make ahead: a GPU must not wait, on a CPU it would only take the cores from the network."""
+        return 0 if self.kind == "cpu" else min(4, os.cpu_count() or 1)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
@@ -134,6 +140,16 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, A
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def choose_mode(config: TrainConfig, model: nn.Module, shape: tuple[int, ...], device: str) -> Mode:
+    """What `config` asks for; `auto` is decided for training `model` on pictures of this shape."""
+    layout = config.layout
+    if layout == "auto":
+        layout = "contiguous" if config.width % 16 else "channels_last"
+    if config.precision != "auto":
+        return Mode(device, config.precision, layout)
+    return fastest_mode(model, shape, device, layout)
 
 
 def fastest_mode(model: nn.Module, shape: tuple[int, ...], device: str, layout: str) -> Mode:

@@ -9,8 +9,8 @@ is measured once, on that file. `OUT/resume.pt` continues an interrupted run to 
 
 import argparse
 import dataclasses
+import hashlib
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ from training.config import TrainConfig
 from training.data import DataError, in_folds, load_db, read_rows
 from training.evaluate import answers, ranking, report
 from training.feed import Batch, Feed
-from training.learner import Learner, Mode, fastest_mode
+from training.learner import Learner, Mode, choose_mode
 from training.logs import Logger, NullLogger, Progress, TensorBoard
 from training.parallel import ALONE, Ranks
 from training.splits import inner_split
@@ -106,26 +106,29 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = AudioCNN(model_config)
+    grown_from = {}
     if config.widen and not found:
-        narrow = read_narrow(Path(config.widen.format(fold=config.fold)), config.fold, model_config)
+        source = Path(config.widen.format(fold=config.fold))
+        narrow = read_narrow(source, config.fold, model_config)
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        grown_from = {"sha256": digest, "commit": narrow.provenance.get("commit"), "recipe": narrow.recipe}
         generator = torch.Generator().manual_seed(config.seed)
         try:
             model.load_state_dict(widened(narrow.state_dict, model.state_dict(), generator))
         except ValueError as e:
-            raise TrainingError(f"{config.widen} cannot be widened to {config.width} channels: {e}") from e
+            raise TrainingError(f"{source} cannot be widened to {config.width} channels: {e}") from e
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = f"cuda:{ranks.local}" if device == "cuda" else device
     if found:
         mode = Mode(device, *found["mode"])  # a resumed run stays as it began, whatever is faster now
     else:
-        mode = Mode(device, config.precision, config.layout)
-        if config.precision == "auto":
-            shape = (feed.batch_size, 1, mel.n_mels, config.crop_frames)
-            mode = ranks.agreed(lambda: fastest_mode(model, shape, device, config.layout))
-            mode = dataclasses.replace(mode, device=device)
-            logger.text(f"computing in {mode.precision}, which is the faster here")
+        shape = (feed.batch_size, 1, mel.n_mels, config.crop_frames)
+        mode = ranks.agreed(lambda: choose_mode(config, model, shape, device))
+        mode = dataclasses.replace(mode, device=device)
+        logger.text(f"computing in {mode.precision}, {mode.layout}")
     learner = Learner(config, model, mode, feed.steps * config.epochs, ranks)
     provenance = state.provenance(data, {r.fold for r in rows}, config, lowest_rate, warnings)
+    provenance |= {"grown_from": grown_from} if grown_from else {}
     best = {"accuracy": -1.0, "epoch": 0, "average": {}}  # by the recordings kept aside
     if found:
         learner.load(found["learner"])
@@ -147,7 +150,7 @@ def train(
     epoch = first
     while epoch < config.epochs and not _patience_is_over(config, epoch, best):
         sums = np.zeros(2)  # loss, share of clips whose strongest class is the strongest of the mix
-        for step, batch in enumerate(feed.epoch(epoch, ahead=0 if device == "cpu" else min(4, os.cpu_count() or 1))):
+        for step, batch in enumerate(feed.epoch(epoch, ahead=mode.ahead)):
             loss, accuracy = learner.step(batch)
             if not math.isfinite(loss):
                 raise TrainingError(_not_finite(loss, epoch, step, batch, rows))

@@ -232,7 +232,7 @@ class Standin(api_grpc.ModalClientBase):
 
     @rpc
     def SecretGetOrCreate(self, request: Message) -> Message:
-        name = request.deployment_name
+        name = request.deployment_name or self._new("anonymous")  # a function's own env is a secret without a name
         if request.object_creation_type != pb.OBJECT_CREATION_TYPE_UNSPECIFIED:
             self.secrets[name] = dict(request.env_dict)
         if name not in self.secrets:
@@ -476,7 +476,7 @@ class Standin(api_grpc.ModalClientBase):
             ]
         )
         for dependency in function.object_dependencies:
-            if dependency.object_id.startswith("im-"):
+            if dependency.object_id.startswith(("im-", "st-")):
                 objects.append(pb.Object(object_id=dependency.object_id))
         arguments = pb.ContainerArguments(
             task_id=container.name, function_id=container.function, app_id="ap", function_def=function,
