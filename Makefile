@@ -22,8 +22,13 @@ help:
 	@echo 'make test      lint and tests                 (ARGS="-k audio" passes flags to pytest)'
 	@echo 'make lint      ruff'
 	@echo 'make bench     speed and memory, as ratios measured in one run'
+	@echo 'make load      fifty clients at once against the server (ARGS="--clients 100 --seconds 20")'
+	@echo 'make fuzz      thousands of damaged files, decoded and asked about (ARGS="--seed 1")'
+	@echo 'make bench-train  the same of a training step (ARGS="--data DIR")'
 	@echo 'make train     train a network                (ARGS="--data DIR ...")'
 	@echo 'make evaluate  its accuracy on a fold         (ARGS="--model FILE --data DIR --fold 5")'
+	@echo 'make crossval  all folds, with a report       (ARGS="--recipe best-16k --data DIR")'
+	@echo 'make space     this repository as a Hugging Face Space  (REPO=OWNER/NAME)'
 	@echo 'make clean     remove .venv and caches'
 	@echo 'TORCH_INDEX=https://download.pytorch.org/whl/cpu make run   chooses the small CPU builds of torch'
 
@@ -50,6 +55,18 @@ bench:
 	$(call environment,tests)
 	@$(BIN) -m tests.bench $(ARGS)
 
+load:
+	$(call environment,tests)
+	@$(BIN) -m tests.load $(ARGS)
+
+fuzz:
+	$(call environment,tests)
+	@$(BIN) -m tests.fuzz $(ARGS)
+
+bench-train:
+	$(call environment,tests)
+	@$(BIN) -m tests.bench_train $(ARGS)
+
 train:
 	$(call environment,tests)
 	@$(BIN) -m training.train $(ARGS)
@@ -58,8 +75,17 @@ evaluate:
 	$(call environment,tests)
 	@$(BIN) -m training.evaluate $(ARGS)
 
+crossval:
+	$(call environment,tests)
+	@$(BIN) -m training.crossval $(ARGS)
+
+space:
+	@test -n "$(REPO)" || { echo 'Which Space? make space REPO=OWNER/NAME, logged in with hf auth login' >&2; exit 1; }
+	$(call environment,app)
+	@$(BIN) -m cnn.serve.space $(REPO) $(ARGS)
+
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .gradio
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help run test chromium lint bench train evaluate clean
+.PHONY: help run test chromium lint bench load fuzz bench-train train evaluate crossval space clean

@@ -121,13 +121,14 @@ def _windows(prediction: Prediction) -> str:
 
 def verdict(prediction: Prediction, seconds: float) -> str:
     """The name in large letters, how sure, how long it took and where it ran; or that there was nothing to hear."""
-    took = f"Answered in {seconds_in_words(seconds)} on {prediction.device}"
+    took = f"Answered in {seconds_in_words(seconds)}"
     if prediction.verdict == "silent":
         head = f'<h2 id="name">nothing to hear</h2><p class="sure">{escape(prediction.message)}</p>'
     else:
         best = prediction.labels[0]
         head = f'<h2 id="name">{escape(spoken(best.name))}</h2><p class="sure">{percent(best.probability)} sure</p>'
-        took += f" by {prediction.network}"
+        took += f" by {prediction.network},"
+    took += f" on {prediction.device}"  # last: it may go on to say why there
     return (
         f'<header class="verdict"><div class="named">{head}</div><p class="took" id="took">{escape(took)}.</p></header>'
     )

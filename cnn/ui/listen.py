@@ -1,7 +1,6 @@
 """The Listen tab: record, upload or click; the name; what the network was shown; what each layer made of it."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,20 +11,20 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import FileData
 
-from cnn.audio import AudioError, load
+from cnn.audio import load
 from cnn.canvas import NARROW, WIDE, Layout
-from cnn.classifier import Classifier, Prediction
+from cnn.classifier import Prediction
 from cnn.labels import spoken
 from cnn.pictures import Scale, feature_map, tap_title
+from cnn.serve.remote import Network
+from cnn.ui.endpoints import NETWORK, PLACES, TOLD, predict
 from cnn.ui.figures import draw, facts, figure, scale_of, sentence, verdict
 from cnn.ui.theme import ASSETS
 
 EXAMPLES = ASSETS / "examples"
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 PYRAMID = "fpn"  # taps of a network that has one
-NETWORK = "network"  # events that need it take turns: one forward pass already uses every core
 
 EMPTY = """
 <div class="empty"><h2>First, a sound</h2>
@@ -36,8 +35,6 @@ EMPTY = """
 """
 MICROPHONE = "The microphone is asked for the plain sound: no echo cancellation, noise suppression or automatic gain."
 KEPT = 3600  # seconds that the maps of an answer wait for a fold to be opened
-NO_NETWORK = "This page has no network to name sounds with yet; its owner has been told."
-SEND_ONE = "Send one sound file: handle_file(path) with gradio_client, or {'path': what /upload answered}."
 TO_THE_ANSWER = """(sound) => {
   const name = document.getElementById("name");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -53,20 +50,6 @@ IS_RECORDING = (
 )
 
 
-class NoNetwork(RuntimeError):
-    """There is none to be opened. The sentence is for visitors; the log says what is wrong."""
-
-
-class SoundFile(FileData):
-    """What /classify takes: a file, and in its own words nothing else."""
-
-    @classmethod
-    def model_validate(cls, value: Any, **how: Any) -> "SoundFile":
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise gr.Error(SEND_ONE, print_exception=False)
-        return super().model_validate(value, **how)
-
-
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What stays in hand of an answer, for pictures that are drawn on demand."""
@@ -76,7 +59,7 @@ class Seen:
     scale: Scale
 
 
-def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
+def build_listen_tab(classifier: Callable[[], Network]) -> None:
     """Lay out and connect the tab in the Blocks at hand. `classifier` is first called when a sound is to be named."""
     with gr.Row(elem_id="desk"):
         with gr.Column(elem_id="hear", min_width=280):
@@ -121,9 +104,8 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
         begin = time.perf_counter()
         yield {problem: "", status: _status("Listening. This takes about a second; the first time, a few.", busy=True)}
         try:
-            network = _open(classifier)
-            prediction = network.predict(load(path, name="Recording" if is_recording else None), maps="all")
-        except (AudioError, NoNetwork) as error:
+            prediction = predict(classifier, load(path, name="Recording" if is_recording else None), "all")
+        except TOLD as error:
             alert = f'<p role="alert"><b>That did not work.</b> {escape(str(error))}</p>'
             yield cleared() | {problem: alert, status: _status("Ready for another sound.")}
             return
@@ -158,7 +140,8 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
             if tap.startswith(f"{stage}.")
         )
 
-    quiet = {"show_progress": "hidden", "concurrency_id": NETWORK, "concurrency_limit": 1, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet |= {"concurrency_id": NETWORK, "concurrency_limit": PLACES}
     heard = sound.input(
         hear, [sound, narrow, recorded], outputs, js=f"(sound) => [sound, {NARROW_SCREEN}, {IS_RECORDING}]",
         api_name="hear", trigger_mode="always_last", **quiet,
@@ -175,7 +158,6 @@ def build_listen_tab(classifier: Callable[[], Classifier]) -> None:
             partial(unfold, stage), [seen, narrow], blocks[stage], js=f"(seen, _) => [seen, {NARROW_SCREEN}]",
             api_name=f"unfold_{stage}", api_visibility="private", show_progress="minimal",
         )  # fmt: skip
-    _offer_api(classifier)
 
 
 def _status(text: str, busy: bool = False) -> str:
@@ -210,32 +192,3 @@ def _answer(prediction: Prediction, layout: Layout, begin: float) -> dict[str, s
     head = verdict(prediction, time.perf_counter() - begin)
     pyramid = "".join(value for key, value in html.items() if key.startswith(f"{PYRAMID}."))
     return {"answer": head + top + facts(prediction), PYRAMID: pyramid} | {s: html.get(s, "") for s in STAGES}
-
-
-def _open(classifier: Callable[[], Classifier]) -> Classifier:
-    """The classifier; what is wrong with its weights or its device goes to the log. Raises NoNetwork."""
-    try:
-        return classifier()
-    except ValueError as error:  # CheckpointError is one
-        print(f"The page cannot name sounds: {error}", file=sys.stderr)
-        raise NoNetwork(NO_NETWORK) from error
-
-
-def _offer_api(classifier: Callable[[], Classifier]) -> None:
-    """The public endpoint /classify, for gradio_client and plain HTTP."""
-
-    def classify(sound: str | None) -> dict[str, Any]:
-        """Name a sound file. Returns the three likeliest classes with confidences, the format, timings and device."""
-        if sound is None:
-            raise gr.Error(SEND_ONE, print_exception=False)
-        try:
-            return _open(classifier).predict(sound).to_dict(top=3)
-        except (AudioError, NoNetwork) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    sound = gr.Audio(type="filepath", visible=False, label="A sound file of any kind, at most 200 MB")
-    sound.data_model = SoundFile
-    answer = gr.JSON(visible=False, label="predictions, verdict, message, duration, format, timings, device, network")
-    gr.Button(visible=False).click(
-        classify, sound, answer, api_name="classify", concurrency_id=NETWORK, concurrency_limit=1
-    )

@@ -1,42 +1,38 @@
-"""The page: what it is called and which tabs it has. The network is opened when it is first needed."""
+"""The page: what it is called, which tabs it has, what it takes. The network is opened when it is first needed."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from cnn.classifier import Classifier
-from cnn.ui.listen import SEND_ONE, build_listen_tab
+from cnn.serve.remote import Network
+from cnn.ui.endpoints import SEND_ONE, offer_endpoints, only_uploads, uploaded
+from cnn.ui.listen import build_listen_tab
 
 TITLE = "What is that sound?"
 
 
-class Opener:
-    """Calling it gives the classifier, opened once, at the first call: importing the page loads no weights."""
-
-    def __init__(self, model: str | None = None, device: str = "auto") -> None:
-        self.model, self.device = model, device  # may be changed until the first call
-        self._lock = threading.Lock()
-        self._classifier: Classifier | None = None
-
-    def __call__(self) -> Classifier:
-        with self._lock:
-            if self._classifier is None:
-                self._classifier = Classifier.open(self.model, self.device)
-            return self._classifier
-
-
 class Page(gr.Blocks):
-    """Blocks that answer a call of /classify without any input in words; Gradio's own answer is a traceback."""
+    """Blocks that take files only as uploads, and tell who calls /classify without one in words, not by a traceback."""
+
+    @property
+    def mcp_server_obj(self) -> Any:  # what Gradio sets when it is asked to serve MCP
+        return self._mcp
+
+    @mcp_server_obj.setter
+    def mcp_server_obj(self, server: Any) -> None:
+        self._mcp = server and only_uploads(server)
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if block_fn.api_name == "classify" and not inputs:
             raise gr.Error(SEND_ONE, print_exception=False)
         super().validate_inputs(block_fn, inputs)
 
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **how: Any) -> list[Any]:
+        return await super().preprocess_data(block_fn, uploaded(inputs), *args, **how)
 
-def build_page(classifier: Callable[[], Classifier]) -> gr.Blocks:
+
+def build_page(classifier: Callable[[], Network]) -> gr.Blocks:
     """The whole page. Uploads older than an hour are deleted. Serve it with the arguments of cnn.ui.theme.serving."""
     with Page(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(
@@ -45,4 +41,5 @@ def build_page(classifier: Callable[[], Classifier]) -> gr.Blocks:
             elem_id="title",
         )
         build_listen_tab(classifier)
+        offer_endpoints(classifier)
     return page.queue(max_size=64)

@@ -55,8 +55,9 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def serving() -> dict[str, Any]:
-    """Arguments that launch() and mount_gradio_app() share."""
+def serving(*, locked: bool = False) -> dict[str, Any]:
+    """Arguments that launch() and mount_gradio_app() share. `locked`: with a password, which MCP has no way to ask for.
+    """
     scripts = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("microphone.js", "upload.js"))
     return {
         "theme": _theme(),
@@ -68,4 +69,5 @@ def serving() -> dict[str, Any]:
         "ssr_mode": False,  # server-side rendering would drop the microphone's script
         "run_history": False,  # nobody's recordings are kept in a browser
         "footer_links": ["api"],
+        "mcp_server": not locked,
     }

@@ -2,7 +2,8 @@
 
     with hub_standin(tmp_path, token="hf_test") as hub:   # the client is told with HF_ENDPOINT=hub.url
 
-The token may write to what belongs to `tester`; a Space is kept as `spaces/OWNER/NAME`. The client runs with HF_HUB_DISABLE_XET and HF_HUB_DISABLE_TELEMETRY.
+The token may write to what belongs to `tester`; a Space is kept as `spaces/OWNER/NAME`. The client runs with
+HF_HUB_DISABLE_XET and HF_HUB_DISABLE_TELEMETRY.
 """
 
 import base64
@@ -111,7 +112,8 @@ class Hub:
             return commit
         repo = name_of(request)
         files = [{"rfilename": name} for name in sorted(commit.files)]
-        told = {"_id": "1", "id": repo.removeprefix("spaces/"), "modelId": repo, "sha": commit.sha, "private": repo in self.private}
+        told = {"_id": "1", "id": repo.removeprefix("spaces/"), "modelId": repo, "sha": commit.sha}
+        told |= {"private": repo in self.private}
         told |= {"disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": files}
         return web.json_response(told)
 

@@ -1,0 +1,320 @@
+"""The network of another server: the same answer as here, and what becomes of a visitor when that server misbehaves."""
+
+import base64
+import copy
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from cnn.audio import AudioError, Clip
+from cnn.checkpoint import CheckpointError
+from cnn.classifier import Classifier, Prediction
+from cnn.serve import remote
+from cnn.serve.api import build_api
+from cnn.serve.payload import INCLUDES, v1
+from cnn.serve.remote import RemoteClassifier, Unavailable, WithFallback, remote_first
+from cnn.serve.service import Service
+from cnn.ui.figures import draw, facts, verdict
+from cnn.ui.page import build_page
+from tests.standins.loopback import address, listening
+
+Behaviour = Callable[[BaseHTTPRequestHandler], None]
+SHORT = 1.0  # seconds of patience with a server that is known to be slow
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+
+
+@pytest.fixture(scope="module")
+def true(tiny_classifier: Classifier) -> Iterator[str]:
+    """The address of a server of this project with the tiny network."""
+    service, listener = Service(tiny_classifier), listening()
+    api = build_api({"tiny": lambda: service}, "tiny")
+    server = uvicorn.Server(uvicorn.Config(api, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield address(listener)
+    server.should_exit = True
+    thread.join(10)
+    service.close()
+
+
+class Rude:
+    """A server that behaves as it is told, request by request; the last behaviour stays."""
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.requests, outer = 0, self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.requests += 1
+                self.rfile.read(int(self.headers["Content-Length"]))
+                behaviours[min(outer.requests, len(behaviours)) - 1](self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "Rude":
+        threading.Thread(target=self.server.serve_forever, args=(0.05,)).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def says(body: object, status: int = 200, **headers: str) -> Behaviour:
+    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+
+    def behave(to: BaseHTTPRequestHandler) -> None:
+        to.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            to.send_header(name.replace("_", "-"), value)
+        to.end_headers()
+        to.wfile.write(content)
+
+    return behave
+
+
+def dies(to: BaseHTTPRequestHandler) -> None:
+    """In the middle of its answer."""
+    to.send_response(200)
+    to.send_header("Content-Length", "5000")
+    to.end_headers()
+    to.wfile.write(b'{"predictions": [')
+
+
+def late(to: BaseHTTPRequestHandler) -> None:
+    time.sleep(2 * SHORT)
+
+
+def trickles(to: BaseHTTPRequestHandler) -> None:
+    """Never silent for long, and never done."""
+    to.send_response(200)
+    to.send_header("Content-Length", "5000")
+    to.end_headers()
+    for _ in range(round(40 * SHORT)):
+        to.wfile.write(b" ")
+        to.wfile.flush()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_classifier: Classifier, tone: Clip) -> dict:
+    """What a true server says of the tone."""
+    return v1(tiny_classifier.predict(tone, maps="all"), 50, INCLUDES)
+
+
+@pytest.fixture(scope="module")
+def long(tone: Clip) -> Clip:
+    """A sound, then ten seconds of nothing, then another: several windows, some of them silent."""
+    rng = np.random.default_rng(0)
+    parts = [tone.samples, np.zeros(10 * tone.rate), rng.normal(0, 0.2, 3 * tone.rate)]
+    return Clip(np.concatenate(parts).astype(np.float32), tone.rate, "long.wav", "MP3", True, 2, ("A note.",))
+
+
+def words(prediction: Prediction) -> list[str]:
+    """All that the page says of an answer, but for where it ran."""
+    pictures = draw(prediction)
+    return [*pictures, *(p.alt for p in pictures.values()), facts(prediction),
+            re.sub(" on .*", "", verdict(prediction, 1.0))]  # fmt: skip
+
+
+def test_a_remote_network_answers_as_the_same_one_at_hand(true: str, tiny_classifier: Classifier, tone, long):
+    elsewhere = RemoteClassifier(true)
+    silence = Clip(np.zeros(8000, np.float32), 8000, "still.wav")
+    for clip in (tone, long, silence):
+        here, there = tiny_classifier.predict(clip, maps="all"), elsewhere.predict(clip, maps="all")
+        assert [x.name for x in there.labels] == [x.name for x in here.labels]
+        np.testing.assert_array_equal(there.logits, here.logits)
+        np.testing.assert_allclose([x.probability for x in there.labels], [x.probability for x in here.labels], 1e-3)
+        np.testing.assert_allclose(there.window_probabilities, here.window_probabilities, atol=1e-4)
+        np.testing.assert_allclose(there.starts, here.starts, atol=1e-4)
+        assert (there.clip, there.verdict, there.message, there.window, there.mel_config, there.shapes) == (
+            clip, here.verdict, here.message, here.window, here.mel_config, here.shapes)  # fmt: skip
+        assert list(there.maps) == list(here.maps) and (there.mel is None) == (here.mel is None)
+        for ours, theirs in [(here.mel, there.mel), *((here.maps[tap], there.maps[tap]) for tap in here.maps)]:
+            if ours is not None:
+                np.testing.assert_allclose(theirs, ours, atol=1.01 * np.ptp(ours) / 65535)
+        assert words(there) == words(here)
+        assert there.device == f"cpu at {true}" and there.timings["total"] > 0
+    assert elsewhere.predict(tone).maps == {}
+    assert list(elsewhere.predict(tone, maps="stages").maps) == tiny_classifier.stage_taps
+    elsewhere.close()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "requests"),
+    [
+        (dies, "cannot be reached", 3),
+        (late, "did not answer within 1 s", 1),
+        (trickles, "did not answer within 1 s", 1),
+        (says("<html><h1>It works!</h1></html>"), "makes no sense", 1),
+        (says("[" * 100_000), "makes no sense", 1),
+        (says("hello", Content_Encoding="gzip"), "makes no sense", 1),
+        (says({"predictions": [{"class": "dog", "confidence": 1.0}]}), "makes no sense", 1),
+        (says([]), "makes no sense", 1),
+        (says("<html>502 Bad Gateway</html>", 502), "is not well", 3),
+        (says({"error": "No network."}, 503), "is not well", 3),
+        (says({"error": "64 sounds are waiting already."}, 429, Retry_After="30"), "is busy", 1),
+        (says({"detail": "Not Found"}, 404), "not answer as a server of this project", 1),
+        (says("<html>too large</html>", 413), "not answer as a server of this project", 1),
+        (says({"error": "This server asks for a user."}, 401), "asks for a user and a password", 1),
+        (says("", 302, Location="https://example.org"), "sends visitors elsewhere", 1),
+    ],
+)
+def test_what_a_server_does_wrong_is_a_reason_and_only_what_may_pass_is_asked_again(tone, behaviour, reason, requests):
+    with Rude(behaviour) as server:
+        with pytest.raises(Unavailable, match=reason) as caught:
+            RemoteClassifier(server.url, timeout=SHORT if behaviour in (late, trickles) else 20).predict(tone)
+        assert str(caught.value).startswith(server.url)
+        assert server.requests == requests
+
+
+def put(key: str, value: object) -> Callable[[dict], None]:
+    def change(answer: dict) -> None:
+        *parents, last = key.split("/")
+        for parent in parents:
+            answer = answer[parent]
+        answer[last] = value
+
+    return change
+
+
+def named_by_a_stranger(answer: dict) -> None:
+    answer["logits"]["<b>dog</b>"] = answer["logits"].pop("dog")
+    next(x for x in answer["predictions"] if x["class"] == "dog")["class"] = "<b>dog</b>"
+
+
+WRONG = {
+    "NaN among the logits": put("logits/dog", float("nan")),
+    "logits without names": put("logits", [0.0] * 50),
+    "maps without taps": put("maps", [1]),
+    "a class of its own": named_by_a_stranger,
+    "a window shown that was not heard": put("windows/probabilities", [[0.0] * 50]),
+    "a class too few": lambda a: a["logits"].pop("dog"),
+    "predictions of other classes": put("predictions", [{"class": "dog", "confidence": 1.0}] * 50),
+    "a spectrogram of another size": put("spectrogram/shape", [251, 128]),
+    "a spectrogram of infinity": put("spectrogram/high", float("inf")),
+    "a spectrogram cut off": lambda a: put("spectrogram/data", a["spectrogram"]["data"][:400])(a),
+    "a front end unheard of": put("spectrogram/front_end/window", "hann"),
+    "maps that are not there": put("maps", {}),
+    "a map of another size": put("maps/layer1/size", [4, 1, 1]),
+    "a tap that is no name": lambda a: a["maps"].update({"<script>": a["maps"].pop("layer1")}),
+    "a window that is not there": put("windows/shown", 1),
+    "a probability of 2": lambda a: a["windows"]["probabilities"][0].__setitem__(0, 2.0),
+    "a verdict unheard of": put("verdict", "perhaps"),
+    "silence that is heard": put("verdict", "silent"),
+    "a device that is a number": put("device", 7),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_an_answer_that_is_not_as_it_should_be_is_not_believed(tone: Clip, answer: dict, change: Callable):
+    wrong = copy.deepcopy(answer)
+    change(wrong)
+    with Rude(says(wrong)) as server:
+        with pytest.raises(Unavailable, match="gave an answer that makes no sense"):
+            RemoteClassifier(server.url).predict(tone, maps="all")
+
+
+def test_who_is_busy_once_or_breaks_off_once_is_asked_again(tone: Clip, answer: dict, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    with Rude(says({"error": "Later."}, 429, Retry_After="3"), dies, says(answer)) as server:
+        assert RemoteClassifier(server.url).predict(tone).labels[0].name == answer["predictions"][0]["class"]
+        assert server.requests == 3 and pauses == [3.0, 0.02]
+
+
+def test_a_sentence_about_the_sound_reaches_whoever_sent_it(tone: Clip):
+    with Rude(says({"error": "tone.wav is larger than the 1 MB that are read."}, 413)) as server:
+        with pytest.raises(AudioError, match="^tone.wav is larger than the 1 MB"):
+            RemoteClassifier(server.url).predict(tone)
+
+
+def test_only_the_first_visitor_waits_for_a_dead_server_until_it_is_tried_again(tone: Clip, answer: dict, monkeypatch):
+    with Rude(late, says(answer)) as server:
+        elsewhere = RemoteClassifier(server.url, timeout=SHORT)
+        with pytest.raises(Unavailable):
+            elsewhere.predict(tone)
+        with pytest.raises(Unavailable, match=r"did not answer within 1 s and is left alone for \d+ s"):
+            elsewhere.predict(tone)
+        assert server.requests == 1
+    monkeypatch.setattr(remote, "DOWN", 0.0)  # as if it were over at once
+    with Rude(says("gone", 404), says(answer)) as server:
+        elsewhere = RemoteClassifier(server.url)
+        with pytest.raises(Unavailable):
+            elsewhere.predict(tone)
+        for _ in range(2):
+            assert elsewhere.predict(tone).verdict == "named"
+
+
+def test_the_network_here_takes_its_place_and_the_page_says_so(tone_file: Path, tiny_classifier: Classifier):
+    with Rude(dies) as server:
+        both = WithFallback(RemoteClassifier(server.url), lambda: tiny_classifier)
+        prediction = both.predict(tone_file)
+        assert prediction.labels == tiny_classifier.predict(tone_file).labels
+        assert prediction.device == f"cpu, as {server.url} cannot be reached (RemoteProtocolError)"
+        page = build_page(lambda: both)
+        (hear,) = (f for f in page.fns.values() if f.api_name == "hear")
+        shown = " ".join(map(str, list(hear.fn(str(tone_file), False))[-1].values()))
+        assert re.search(rf'id="took">[^<]* on cpu, as {server.url} cannot be reached', shown)
+
+
+def test_without_a_network_here_the_visitor_gets_a_sentence_and_the_log_the_reason(tone_file: Path, capfd):
+    def none() -> Classifier:
+        raise CheckpointError("/srv/secret.pth does not exist")
+
+    with Rude(dies) as server:
+        page = build_page(lambda: WithFallback(RemoteClassifier(server.url), none))
+        (hear,) = (f for f in page.fns.values() if f.api_name == "hear")
+        shown = " ".join(map(str, list(hear.fn(str(tone_file), False))[-1].values()))
+    assert "cannot be reached" in shown and "no network here to take its place" in shown
+    assert "secret" not in shown and "secret.pth" in capfd.readouterr().err
+
+
+@pytest.fixture
+def tone_file(tmp_path: Path, tone: Clip) -> Path:
+    (tmp_path / "tone.wav").write_bytes(remote._wav(tone))
+    return tmp_path / "tone.wav"
+
+
+def test_the_variable_decides_and_its_password_is_told_nobody_else(monkeypatch, tone: Clip, answer: dict):
+    def local() -> Classifier:
+        raise AssertionError("opened before it is needed")
+
+    assert remote_first(local) is local
+    for wrong in ("sounds.example.org", "ftp://example.org", "https://", "https://a:b", "https://example.org/?a=b"):
+        monkeypatch.setenv("AUDIO_CNN_REMOTE", wrong)
+        with pytest.raises(ValueError, match="AUDIO_CNN_REMOTE is .*https://HOST"):
+            remote_first(local)()
+
+    def locked(to: BaseHTTPRequestHandler) -> None:
+        known = to.headers["Authorization"] == f"Basic {base64.b64encode(b'me:secret').decode()}"
+        says(*((answer,) if known and to.path.startswith("/v1/classify?") else ({"error": "Locked."}, 401)))(to)
+
+    with Rude(locked) as server:
+        for password in ("secret", "guessed"):
+            monkeypatch.setenv("AUDIO_CNN_REMOTE", server.url.replace("//", f"//me:{password}@") + "/")
+            opened = remote_first(local)
+            assert opened() is opened()
+            if password == "secret":
+                assert opened().predict(tone).device == f"cpu at {server.url}"
+            else:
+                with pytest.raises(Unavailable, match=f"^{server.url} asks for a user") as caught:
+                    opened().first.predict(tone)
+                assert "guessed" not in str(caught.value)
