@@ -305,6 +305,18 @@ def test_warping_without_stretch_or_shift_is_a_circular_roll():
     assert torch.equal(augment.warp(picture, 20, 1.0, 1.0, 0, False, rng()), picture)
 
 
+def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
+    """Clip i sounds in bin i only, half of the time, at a level of its own."""
+    power = torch.zeros(40, 40, 50)
+    level = 10.0 ** torch.linspace(-3, 3, 40)
+    power[torch.arange(40), torch.arange(40), :25] = level[:, None]
+    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), rng())
+    own = torch.eye(40, dtype=torch.bool)
+    others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
+    below = -10 * others[others > 0].log10()
+    assert len(below) > 30 and below.min() >= 3 - 1e-3 and below.max() <= 25 + 1e-3 and below.max() - below.min() > 15
+
+
 @pytest.mark.parametrize("defect", ["lowpass", "highpass", "silence", "noise"])
 def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     power = torch.ones(64, 128, 50)

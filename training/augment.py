@@ -80,10 +80,12 @@ def outside(power: Tensor, config: TrainConfig, rng: np.random.Generator) -> Ten
     """Power (B, F, T) as phones, messengers and old archives leave it; each defect on its share of the clips.
 
     Low- and high-pass fall off by 40 to 120 dB over eight bins and reach digital silence far from the edge, a kept
-    stretch lasts from 0.3 of the picture on, noise lies 5 to 40 dB below the clip's mean power and has any colour
-    between white and brown, reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
+    stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has any colour
+    between white and brown, another clip in the background lies 3 to 25 dB below, reverberation is an exponential tail
+    of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
-    if not (config.lowpass or config.highpass or config.silence or config.noise or config.reverb):
+    defects = (config.lowpass, config.highpass, config.silence, config.noise, config.background, config.reverb)
+    if not any(defects):
         return power  # and draw nothing
     batch, bins, frames = power.shape
     f, t = np.arange(bins), np.arange(frames)
@@ -104,12 +106,19 @@ def outside(power: Tensor, config: TrainConfig, rng: np.random.Generator) -> Ten
     db = db + np.where(some(config.highpass), -slope * np.clip(edge - f, 0, None), 0.0)
     gain = torch.from_numpy((10 ** (db / 10)).astype(np.float32))[:, :, None]
 
-    level = 10 ** (rng.uniform(-40, -5, (batch, 1)) / 10)
-    colour = np.exp(-rng.uniform(0, 5, (batch, 1)) * f / bins)
+    mean = _where_it_sounds(power)
+    if config.background:
+        chosen = torch.from_numpy(np.flatnonzero(some(config.background)))
+        other = torch.from_numpy(rng.permutation(batch))[chosen]
+        below = torch.from_numpy(rng.uniform(3, 25, batch).astype(np.float32))[chosen, None, None]
+        scale = mean[chosen] / mean[other].clamp_min(1e-20) * 10.0 ** (-below / 10.0)
+        power = power.index_add(0, chosen, power[other] * scale)
+
+    level = 10 ** (rng.uniform(-30, 0, (batch, 1)) / 10)
+    colour = np.exp(-rng.uniform(-2.4, 4, (batch, 1)) * f / bins)  # -2.4: mel bins widen, so white noise rises
     chosen = np.flatnonzero(some(config.noise))
     shape = (level * colour / colour.mean(axis=1, keepdims=True))[chosen].astype(np.float32)
     grain = np.exp(0.5 * rng.standard_normal((len(chosen), bins, frames), dtype=np.float32))  # some 2 dB up and down
-    mean = power.mean(dim=(1, 2), keepdim=True)
     noise = mean[chosen] * torch.from_numpy(shape)[:, :, None] * torch.from_numpy(grain)
     noisy = power.index_add(0, torch.from_numpy(chosen), noise)
 
@@ -117,6 +126,13 @@ def outside(power: Tensor, config: TrainConfig, rng: np.random.Generator) -> Ten
     start = rng.uniform(0, 1, (batch, 1)) * (frames - length)
     kept = ~some(config.silence) | ((t >= start) & (t < start + length))
     return noisy.mul_(gain).mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
+
+
+def _where_it_sounds(power: Tensor) -> Tensor:
+    """(B, F, T) -> (B, 1, 1): the mean over the frames that are not digital silence."""
+    by_frame = power.mean(dim=1, keepdim=True)  # (B, 1, T)
+    sounding = by_frame > 1e-8 * by_frame.amax(dim=2, keepdim=True)
+    return (by_frame * sounding).sum(dim=2, keepdim=True) / sounding.sum(dim=2, keepdim=True).clamp_min(1)
 
 
 def reverberate(power: Tensor, t60: np.ndarray, wet: np.ndarray) -> Tensor:

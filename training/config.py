@@ -13,7 +13,7 @@ POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop
 NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "noise", "reverb")  # fmt: skip
+          "highpass", "silence", "noise", "background", "reverb")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class TrainConfig:
     highpass: float = 0.0  # cut below a random bin, like a small microphone
     silence: float = 0.0  # kept in a random stretch only, digital silence around it
     noise: float = 0.0  # laid over with noise of a random level and colour
+    background: float = 0.0  # laid over with another clip, whose name stays out of it
     reverb: float = 0.0  # smeared like a room does, T60 0.2 to 0.8 s
     mixup: float = 0.75  # share of batches that are mixed, ...
     mixup_end: float = 0.3  # ... in the last part of the run, ...
@@ -113,7 +114,7 @@ PLAIN: dict[str, Any] = {
 # half the width learns several times as many epochs in the same time; robust to what phones and rooms do
 BEST: dict[str, Any] = {
     "width": 32, "epochs": 240, "max_lr": 3e-3, "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.15,
-    "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "reverb": 0.1,
+    "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "background": 0.25, "reverb": 0.1,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
