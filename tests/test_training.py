@@ -216,6 +216,8 @@ def test_wrong_names_and_missing_data_are_answered_with_the_right_ones(data: Pat
         config.make("resnet34-16k", learning_rate=1)
     with pytest.raises(ValueError, match=r"resnet34, se_fpn"):
         config.make("resnet34-16k", model="vgg")
+    with pytest.raises(ValueError, match="a width that 16 divides, not 24"):  # the others corrupt torch's memory
+        config.make("resnet34-16k", width=24, layout="channels_last")
     assert train_module.main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
     assert "meta/esc50.csv" in capsys.readouterr().err
 
