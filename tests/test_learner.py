@@ -1,6 +1,7 @@
 """A step is the same step in parts, processes or threads; a grown network starts as the one it grew from."""
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_a_batch_depends_on_nothing_but_seed_epoch_and_step():
     assert not torch.equal(wanted[0].x, feed(seed=1).batch(0, 0).x)
     for b in wanted:
         assert b.x.shape == (4, 1, 128, 64) and torch.allclose(b.soft.sum(1), torch.ones(4))
+
+
+def test_coarse_epochs_see_the_same_pictures_at_half_the_resolution():
+    fine, coarse = feed(), feed()
+    coarse.config = dataclasses.replace(coarse.config, epochs=4, coarse=0.5)
+    fine.config = dataclasses.replace(fine.config, epochs=4)
+    for epoch in range(4):
+        a, b = fine.batch(epoch, 0), coarse.batch(epoch, 0)
+        wanted = a.x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)) if epoch < 2 else a.x
+        assert b.x.shape == wanted.shape and torch.allclose(b.x, wanted, atol=1e-5) and torch.equal(a.soft, b.soft)
+    with pytest.raises(ValueError, match="--coarse 0"):
+        config.make("se-fpn-22k", coarse=0.5)
 
 
 def test_every_picture_keeps_the_label_of_its_clip():

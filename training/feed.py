@@ -44,6 +44,9 @@ class Feed:
         mix = rng.random() < (config.mixup_end if late else config.mixup)
         soft = nnf.one_hot(self.targets[chosen], self.classes).float()
         x, soft = augment(self.db.index_select(0, chosen), soft, self.front_end, config, mix, rng)
+        if epoch < config.coarse * config.epochs:
+            # shapes first, details later (progressive learning; Tan and Le 2021, arXiv 2104.00298)
+            x = nnf.avg_pool2d(x, 2, ceil_mode=True)
         return Batch(x, soft, chosen, int(rng.integers(2**62)))
 
     def epoch(self, epoch: int, *, ahead: int = 0) -> Iterator[Batch]:
