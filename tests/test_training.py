@@ -312,7 +312,7 @@ def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
     power = torch.zeros(40, 40, 50)
     level = 10.0 ** torch.linspace(-3, 3, 40)
     power[torch.arange(40), torch.arange(40), :25] = level[:, None]
-    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), rng())
+    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), MELS["16k"], rng())
     own = torch.eye(40, dtype=torch.bool)
     others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
     below = -10 * others[others > 0].log10()
@@ -323,7 +323,7 @@ def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
 def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     power = torch.ones(64, 128, 50)
     power[:, :, 25] = 1e-6
-    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), rng())
+    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), MELS["16k"], rng())
     ratio = changed / power
     if defect in ("lowpass", "highpass"):
         lost = ratio[:, -1 if defect == "lowpass" else 0, 0]
@@ -335,7 +335,7 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     else:
         assert (changed > power).all() and (ratio[:, :, 25] > 2).all()  # what was quiet is covered
         assert 1e-4 < changed.mean() / power.mean() - 1 < 0.5
-    assert torch.equal(augment.outside(power, config.make("resnet34-16k"), rng()), power)
+    assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
 
 
 def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
@@ -345,7 +345,7 @@ def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
     torch.testing.assert_close(smeared[0, 0, 30] / smeared[0, 0, 10], torch.tensor(1e-6))
     torch.testing.assert_close(smeared[0].sum(dim=1), torch.ones(3))
     assert torch.equal(smeared[0, 0, :10], torch.zeros(10)) and torch.equal(smeared[1], power[1])  # no wet: untouched
-    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), rng())
+    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), MELS["16k"], rng())
     assert (changed[:, :, 11] > 0).all()
 
 

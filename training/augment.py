@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from cnn.mel import MELS, LogMel
+from cnn.mel import LogMel, MelConfig
 from training.config import TrainConfig
 
 
@@ -27,7 +27,7 @@ def augment(
     db = warp(db, config.crop_frames, config.stretch_min, config.stretch_max, config.shift_bins, config.roll, rng)
     db += equaliser(len(db), db.shape[1], config.eq_knots, config.eq_db, config.gain_db, rng)  # warp made it anew
     power = db.mul_(math.log(10.0) / 10.0).exp_()
-    power = outside(power, config, rng)
+    power = outside(power, config, front_end.config, rng)
     share = torch.from_numpy(rng.beta(config.mixup_alpha, config.mixup_alpha, len(db)).astype(np.float32))
     partner = torch.from_numpy(rng.permutation(len(db)))
     if mix and config.mixup_domain == "power":
@@ -76,13 +76,13 @@ def warp(
     return out
 
 
-def outside(power: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
+def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.Generator) -> Tensor:
     """Power (B, F, T) as phones, messengers and old archives leave it; each defect on its share of the clips.
 
-    Low- and high-pass fall off by 40 to 120 dB over eight bins and reach digital silence far from the edge, a kept
-    stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has any colour
-    between white and brown, another clip in the background lies 3 to 25 dB below, reverberation is an exponential tail
-    of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
+    Low- and high-pass fall off by 40 to 120 dB over a sixteenth of the bins and reach digital silence far from the
+    edge, a kept stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has
+    any colour between white and brown, another clip in the background lies 3 to 25 dB below, reverberation is an
+    exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
     defects = (config.lowpass, config.highpass, config.silence, config.noise, config.background, config.reverb)
     if not any(defects):
@@ -95,14 +95,13 @@ def outside(power: Tensor, config: TrainConfig, rng: np.random.Generator) -> Ten
 
     if config.reverb:
         wet = np.where(some(config.reverb), rng.uniform(0.3, 1.0, (batch, 1)), 0.0)
-        mel = MELS[config.mel]
         power = reverberate(power, rng.uniform(0.2, 0.8, (batch, 1)) * mel.sample_rate / mel.hop_length, wet)
 
     edge = rng.uniform(0.35, 1.0, (batch, 1)) * bins
-    slope = rng.uniform(5, 15, (batch, 1))  # dB per bin
+    slope = rng.uniform(5, 15, (batch, 1)) * 128 / bins  # dB per bin
     db = np.where(some(config.lowpass), -slope * np.clip(f - edge, 0, None), 0.0)
     edge = rng.uniform(0.0, 0.3, (batch, 1)) * bins
-    slope = rng.uniform(5, 15, (batch, 1))
+    slope = rng.uniform(5, 15, (batch, 1)) * 128 / bins
     db = db + np.where(some(config.highpass), -slope * np.clip(edge - f, 0, None), 0.0)
     gain = torch.from_numpy((10 ** (db / 10)).astype(np.float32))[:, :, None]
 
