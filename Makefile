@@ -37,7 +37,7 @@ run:
 	@echo 'Starting the app; Ctrl-C ends it.'
 	@$(BIN) app.py $(ARGS)
 
-test: chromium
+test: chromium curl
 	$(call environment,tests)
 	@$(BIN) -m ruff check
 	@$(BIN) -m pytest -q $(ARGS)
@@ -46,6 +46,9 @@ chromium:
 	@command -v "$${CHROMIUM:-/usr/bin/chromium}" >/dev/null || { \
 		echo 'The browser tests need Chromium: apt-get install chromium, or CHROMIUM=/path/to/chrome make test' >&2; \
 		exit 1; }
+
+curl:
+	@command -v curl >/dev/null || { echo "The README's calls are tested with curl: apt-get install curl" >&2; exit 1; }
 
 lint:
 	$(call environment,tests)
@@ -88,4 +91,4 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .gradio
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help run test chromium lint bench load fuzz bench-train train evaluate crossval space clean
+.PHONY: help run test chromium curl lint bench load fuzz bench-train train evaluate crossval space clean

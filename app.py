@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from huggingface_hub import constants
 from starlette.routing import Route
 
 from cnn.checkpoint import BOX, DEFAULT, NAMES
@@ -19,8 +20,9 @@ from cnn.serve.api import build_api
 from cnn.serve.remote import remote_first
 from cnn.serve.service import Opener
 from cnn.ui.page import build_page
-from cnn.ui.theme import ASSETS, serving
+from cnn.ui.theme import ASSETS, guarded, serving
 
+constants.HF_HUB_DISABLE_TELEMETRY = True  # or Gradio's MCP server has a list fetched from huggingface.co
 classifier = Opener()  # this machine's network, the page's and the API's
 page_network = remote_first(classifier)  # the page's; elsewhere if AUDIO_CNN_REMOTE says so
 demo = build_page(page_network)  # loads no weights
@@ -102,8 +104,8 @@ def main() -> None:
             share=args.share,
             auth=args.auth,
             prevent_thread_lock=True,
-            app_kwargs={"routes": [Route("/v1/{rest:path}", api), Route("/healthz", api)]},  # before the page's own
-            **serving(locked=args.auth is not None),
+            app_kwargs=guarded(Route("/v1/{rest:path}", api), Route("/healthz", api)),
+            **serving(mcp=args.auth is None),
         )
     except OSError as error:
         parser.exit(1, f"No free port to serve on; choose another with --port. ({error})\n")
@@ -132,7 +134,13 @@ else:  # on Modal, where app.py is imported; a plain start spares itself a secon
             classifier.model = str(given)
         threading.Thread(target=warm_up, daemon=True).start()
         network = WithFallback(modal_network.ModalClassifier(), classifier)
-        return gr.mount_gradio_app(build_api(*networks()), build_page(lambda: network), path="/", **serving())
+        shown, address = build_page(lambda: network), None if modal.is_local() else page.get_web_url()
+        api = gr.mount_gradio_app(
+            build_api(*networks()), shown, path="/", app_kwargs=guarded(), **serving(mcp=address is not None)
+        )
+        if address:  # MCP calls the page itself: without this, at whatever address a visitor's headers say that it has
+            shown.mcp_server_obj._local_url = address
+        return api
 
     @app.local_entrypoint()
     def name(file: str = str(ASSETS / "examples" / "dog.ogg")) -> None:

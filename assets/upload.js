@@ -26,7 +26,8 @@
     const player = new Audio();
     player.onerror = () => (place.textContent = "Your browser cannot play this format; the network heard it.");
     player.preload = "metadata";
-    player.src = sound.url;
+    // Gradio may wrap the address of what it serves already into another of the kind
+    player.src = sound.url.replace(/^.*\/gradio_api\/file=(?=https?:)/, "");
   };
   const isChooser = (target) => target instanceof HTMLInputElement && target.type === "file" && target.closest(box);
 
@@ -36,6 +37,7 @@
       if (isChooser(event.target)) event.target.removeAttribute("accept");
       // every way to another sound is a button in this column: what was said of the last one has had its day
       if (event.target.closest?.("#hear button")) {
+        window.clock.pause(); // a microphone would hear it
         for (const id of ["refused", "unplayable"]) document.getElementById(id).textContent = "";
       }
     },

@@ -9,9 +9,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,10 @@ class Classifier:
         self.mel: MelConfig = weights.mel
         self.labels: tuple[str, ...] = weights.labels
         self.checkpoint = weights
+        self.path: Path | None = None  # of the file, where it came from one
         model = weights.build()
         self.parameter_count = model.parameter_count
-        self.model: AudioCNN = fuse(model).to(self._device)
+        self.model: AudioCNN = fuse(model).to(self._device).requires_grad_(False)
         self._front_end = LogMel(weights.mel).to(self._device)
         self._lock = threading.Lock()
         self._memory_format, self._threads = self._fastest_mode()
@@ -103,7 +105,10 @@ class Classifier:
     @classmethod
     def open(cls, model: str | os.PathLike | None = None, device: str = "auto") -> "Classifier":
         """From the weights that cnn.checkpoint.find names. Raises CheckpointError or ValueError."""
-        return cls(checkpoint.load(checkpoint.find(model)), device)
+        path = checkpoint.find(model)
+        opened = cls(checkpoint.load(path), device)
+        opened.path = path
+        return opened
 
     @property
     def device(self) -> str:
@@ -136,33 +141,65 @@ class Classifier:
         begin = time.perf_counter()
         clips = [s if isinstance(s, Clip) else load(s) for s in sounds]
         decoded = time.perf_counter()
-        cut = [windows(resample(c.samples, c.rate, self.mel.sample_rate), self.mel.sample_rate, self.mel.seconds,
-                       self.mel.seconds / 2) for c in clips]  # fmt: skip
-        loud = [_loud(parts) if not c.is_silent else np.zeros(len(parts), bool)
-                for c, (parts, _) in zip(clips, cut, strict=True)]  # fmt: skip
+        cut = [self.cut(clip) for clip in clips]
         resampled = time.perf_counter()
-        heard = [parts[mask] for (parts, _), mask in zip(cut, loud, strict=True)]
+        heard = [parts[mask] for parts, _, mask in cut]
         timings = {"decode": decoded - begin, "resample": resampled - decoded}
         logits = np.zeros((0, len(self.labels)), np.float32)
         db = np.zeros((0, self.mel.n_mels, self.mel.frames), np.float32)
         kept: dict[str, np.ndarray] = {}
         if sum(map(len, heard)):
             taps = {"none": [], "stages": self.stage_taps, "all": self.map_taps}[maps]
-            db, logits, kept, steps = self._forward(np.concatenate(heard), taps)
+            db, logits, kept, steps = self._forward(np.concatenate(heard), taps, _channel_mean)
             timings |= steps
         answers = []
         at = 0
-        for clip, (_, starts), mask in zip(clips, cut, loud, strict=True):
+        for clip, (_, starts, mask) in zip(clips, cut, strict=True):
             rows = slice(at, at + int(mask.sum()))
             at = rows.stop
             answers.append(self._answer(clip, starts, mask, logits[rows], db[rows], kept, rows.start, timings))
         timings["total"] = time.perf_counter() - begin
         return answers
 
+    def cut(self, clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What there is to hear of a clip: its windows (B, samples) at the front end's rate, where they start (B,) in
+        seconds, and which of them are not silent (B,); the others are never heard."""
+        rate, seconds = self.mel.sample_rate, self.mel.seconds
+        parts, starts = windows(resample(clip.samples, clip.rate, rate), rate, seconds, seconds / 2)
+        return parts, starts, _loud(parts) if not clip.is_silent else np.zeros(len(parts), bool)
+
+    def read(
+        self, waveforms: np.ndarray, taps: Sequence[str], keep: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Windows (B, samples) -> logits (B, N), and what `keep` makes of each tap's output (B, C, f, t), of a gate's
+        (B, C), while they are heard. Raises KeyError for a tap that the network does not have."""
+        _, logits, kept, _ = self._forward(waveforms, taps, keep)
+        return logits, kept
+
+    def gradient(self, waveform: np.ndarray, tap: str, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One window (samples,) -> logits (N,), the tap's output (C, f, t), and by how much the label's logit changes
+        with each cell of it (C, f, t). Raises KeyError for an unknown tap, ValueError for an unknown label."""
+        module, row = self.model.get_submodule(self.model.taps[tap].module), self.labels.index(label)
+        leaves: list[torch.Tensor] = []
+
+        def begin_here(_module: nn.Module, _inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[0]
+
+        with self._lock, self._exact():
+            x = self._front_end(torch.from_numpy(waveform)[None].to(self._device))
+            handle = module.register_forward_hook(begin_here)
+            try:
+                logits = self.model(x.to(memory_format=self._memory_format))[0]
+            finally:
+                handle.remove()
+            (slope,) = torch.autograd.grad(logits[row], leaves)
+            return tuple(v.detach().cpu().contiguous().numpy() for v in (logits, leaves[0][0], slope[0]))
+
     def _forward(
-        self, waveforms: np.ndarray, taps: list[str]
+        self, waveforms: np.ndarray, taps: Sequence[str], keep: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, float]]:
-        """(B, samples) -> dB (B, F, T), logits (B, N), {tap: channel means (B, f, t)}, seconds by step."""
+        """(B, samples) -> dB (B, F, T), logits (B, N), {tap: `keep` of its output}, seconds by step."""
         begin = time.perf_counter()
         with self._lock, self._exact(), torch.inference_mode():
             db = self._front_end.db(torch.from_numpy(waveforms).to(self._device))  # (B, F, T)
@@ -171,7 +208,7 @@ class Classifier:
             middle = time.perf_counter()
             parts, maps = [], {tap: [] for tap in taps}
             for piece in x.split(16):  # bounded memory for long sounds
-                with self.model.reading(taps, keep=_channel_mean) as read:
+                with self.model.reading(taps, keep) as read:
                     parts.append(self.model(piece))
                 for tap in taps:
                     maps[tap].append(read[tap])

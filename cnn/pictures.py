@@ -324,18 +324,23 @@ def feature_map(
     shape: tuple[int, ...],
     layout: Layout = WIDE,
     height: int = 104,
+    limits: tuple[float, float] | None = None,
 ) -> Picture:
-    """Channel means (f, t) of a tap of true size `shape` (C, f, t), with its own axes and colour bar."""
+    """Channel means (f, t) of a tap of true size `shape` (C, f, t), with axes and colour bar; or, `shape` being (f, t)
+    itself, one channel. `limits`: the values at the ends of the colours, shared by several maps; None: its own.
+    """
     low, high = _limits(values)
-    labels, unit = _labels(low, high)
-    pixels, box = _with_colour_bar(values, scale, layout, height, (low, high), labels, unit)
-    size = f"{shape[0]} channels × {shape[1]} × {shape[2]}"
+    labels, unit = _labels(*(limits or (low, high)))
+    pixels, box = _with_colour_bar(values, scale, layout, height, limits or (low, high), labels, unit)
+    one = len(shape) == 2
+    size = f"{shape[0]} × {shape[1]}" if one else f"{shape[0]} channels × {shape[1]} × {shape[2]}"
     end = write(pixels, title, layout.left, TOP / 2 - 1, layout.text + 0.5, bold=True)
     write(pixels, size, end + 8, TOP / 2 - 1, layout.text)
-    alt = f"Feature map {title}, {size}, mean over the channels"
+    alt = f"Feature map {title}, {size}, {'one channel' if one else 'mean over the channels'}"
     if high > low:
+        (least, _, most), unit = _labels(low, high)
         of = f", in units of {unit[1:]}" if unit else ""
-        alt += f", from {labels[0]} to {labels[2]}{of}; strongest at {_place(values, scale)}"
+        alt += f", from {least} to {most}{of}; strongest at {_place(values, scale)}"
     else:
         alt += ", no number anywhere" if math.isnan(low) else f", {_number(low)} everywhere"
     return Picture(pixels, box, alt + ".")

@@ -28,11 +28,12 @@ import app
 from cnn.audio import Clip, load
 from cnn.classifier import Classifier, Prediction
 from cnn.serve import api as module
-from cnn.serve.api import ApiError, build_api, classify_family
+from cnn.serve import gate
+from cnn.serve.api import build_api
 from cnn.serve.payload import INCLUDES, family, matrix, numbers, outline, v1
 from cnn.serve.schema import Answer
 from cnn.serve.service import Busy, Opener, Service
-from cnn.ui.theme import ASSETS
+from cnn.ui.theme import ASSETS, MAX_CALL
 from tests import fuzz
 
 ROOT = ASSETS.parent
@@ -58,6 +59,12 @@ def client(api: FastAPI) -> TestClient:
 
 
 @pytest.fixture(scope="module")
+def ancestral(service: Service) -> FastAPI:
+    """As the class on Modal serves it: the family's call beside /v1."""
+    return build_api({"tiny": lambda: service}, "tiny", ancestral=True)
+
+
+@pytest.fixture(scope="module")
 def seen(tiny_classifier: Classifier) -> Prediction:
     return tiny_classifier.predict(DOG, maps="all")
 
@@ -67,9 +74,12 @@ def sent(path: Path = DOG, name: str | None = None) -> dict:
 
 
 def asked(
-    api: FastAPI, receive: Callable[[], Awaitable[dict]], headers: dict[str, str] | None = None
+    api: FastAPI,
+    receive: Callable[[], Awaitable[dict]],
+    headers: dict[str, str] | None = None,
+    path: str = "/v1/classify",
 ) -> tuple[int, dict]:
-    """Status and answer of POST /v1/classify with a body that comes as `receive` (of ASGI) tells."""
+    """Status and answer of a POST with a body that comes as `receive` (of ASGI) tells."""
     said: list[dict] = []
 
     async def send(message: dict) -> None:
@@ -77,7 +87,7 @@ def asked(
 
     raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-             "path": "/v1/classify", "raw_path": b"/v1/classify", "query_string": b"", "root_path": "", "headers": raw,
+             "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": raw,
              "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}  # fmt: skip
     asyncio.run(api(scope, receive, send))
     return said[0]["status"], json.loads(said[1]["body"])
@@ -99,12 +109,12 @@ def test_form_and_json_are_answered_as_the_classifier_does_in_less_than_2_kb(cli
 
 
 def test_with_everything_a_prediction_can_be_rebuilt_from_half_of_the_familys_bytes(
-    client: TestClient, seen: Prediction
+    client: TestClient, ancestral: FastAPI, seen: Prediction
 ):
     reply = client.post("/v1/classify", params={"top": 50, "include": INCLUDES}, **sent())
     answer = reply.json()
     Answer.model_validate(answer)
-    assert len(reply.content) <= len(json.dumps(family(seen))) / 2
+    assert len(reply.content) <= len(TestClient(ancestral).post("/", **sent()).content) / 2
     assert len(answer["predictions"]) == 50
     assert list(answer["logits"].values()) == pytest.approx(seen.logits.tolist(), abs=1e-4)
     assert list(answer["logits"]) == list(client.get("/v1/models").json()["models"][0]["classes"])
@@ -137,8 +147,10 @@ def test_silence_is_an_answer_in_every_payload(client: TestClient, tiny_classifi
     assert family(tiny_classifier.predict(tmp_path / "still.wav", maps="all"))["visualization"] == {}
 
 
-def test_the_familys_payload_is_what_its_clients_draw(service: Service, seen: Prediction):
-    answer = classify_family(service, base64.b64encode(DOG.read_bytes()).decode())
+def test_the_familys_payload_is_what_its_clients_draw(ancestral: FastAPI, seen: Prediction):
+    reply = TestClient(ancestral).post("/", **coded(DOG.read_bytes()))
+    answer = reply.json()
+    assert reply.status_code == 200 and reply.headers["content-type"] == "application/json"
     assert list(answer) == ["predictions", "visualization", "input_spectrogram", "waveform"]
     assert answer["predictions"] == seen.to_dict(top=3)["predictions"]
     assert list(answer["visualization"]) == list(seen.maps)
@@ -148,10 +160,6 @@ def test_the_familys_payload_is_what_its_clients_draw(service: Service, seen: Pr
     assert 7000 < len(answer["waveform"]["values"]) <= 8100
     assert answer["waveform"]["sample_rate"] == seen.clip.rate
     assert answer["waveform"]["duration"] == pytest.approx(seen.clip.seconds, abs=1e-3)
-    for text, status in (("", 400), ("no base64!", 400), (base64.b64encode(b"a letter").decode(), 400)):
-        with pytest.raises(ApiError) as caught:
-            classify_family(service, text)
-        assert caught.value.status == status and caught.value.sentence.endswith(".")
 
 
 def test_a_click_is_seen_in_the_outline_of_a_minute():
@@ -254,10 +262,13 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_said_in_one_sentence(kind: str, client: TestClient):
+BAD_CALLS = [("/v1/classify", kind) for kind in BAD] + [("/", kind) for kind, (params, *_) in BAD.items() if not params]
+
+
+@pytest.mark.parametrize(("path", "kind"), BAD_CALLS)
+def test_what_is_wrong_is_said_in_one_sentence(path: str, kind: str, ancestral: FastAPI):
     params, call, words = BAD[kind]
-    reply = client.post("/v1/classify", params=params, **call)
+    reply = TestClient(ancestral).post(path, params=params, **call)
     assert reply.status_code == 400
     assert list(reply.json()) == ["error"]
     error = reply.json()["error"]
@@ -270,10 +281,11 @@ def test_an_address_that_is_not_there_is_told_the_others(client: TestClient):
         assert reply.status_code == status and "POST /v1/classify" in reply.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/"])
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
 @pytest.mark.parametrize("told", [True, False])
 def test_too_much_is_refused_before_all_of_it_has_come(
-    kind: str, told: bool, api: FastAPI, monkeypatch: pytest.MonkeyPatch
+    path: str, kind: str, told: bool, ancestral: FastAPI, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "MAX_FORM", 1000)
     monkeypatch.setattr(module, "MAX_JSON", 1000)
@@ -286,22 +298,25 @@ def test_too_much_is_refused_before_all_of_it_has_come(
         head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' if came == 1 else b""
         return {"type": "http.request", "body": head + b"0" * 400, "more_body": True}
 
-    status, answer = asked(api, receive, {"content-type": kind} | ({"content-length": "9000"} if told else {}))
+    status, answer = asked(
+        ancestral, receive, {"content-type": kind} | ({"content-length": "9000"} if told else {}), path
+    )
     assert status == 413 and "larger than the 200 MB" in answer["error"]
     assert came == (0 if told else 3)
 
 
-def test_of_all_callers_bodies_only_so_much_is_kept(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("path", ["/v1/classify", "/"])
+def test_of_all_callers_bodies_only_so_much_is_kept(path: str, service: Service, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "IN_HAND", DOG.stat().st_size + 1000)
+    client = TestClient(build_api({"tiny": lambda: service}, "tiny", ancestral=True))
     for _ in range(2):  # what is decoded is let go
-        assert client.post("/v1/classify", **sent()).status_code == 200
-    monkeypatch.setattr(module, "IN_HAND", 1000)
-    reply = client.post("/v1/classify", **sent())
+        assert client.post(path, **sent()).status_code == 200
+    reply = client.post(path, content=b" " * (DOG.stat().st_size + 1001))
     assert reply.status_code == 429 and int(reply.headers["retry-after"]) > 0
 
 
 def test_a_body_that_stops_coming_is_given_up(api: FastAPI, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "STALLED", 0.05)
+    monkeypatch.setattr(gate, "STALLED", 0.05)
 
     async def receive() -> dict:
         await asyncio.sleep(60)
@@ -493,6 +508,7 @@ def test_page_and_api_share_a_port_a_link_and_a_password(server: tuple[str, str]
             assert visitor.get("/healthz").json()["status"] == "ok"
             assert visitor.get("/config").status_code == 401
             assert visitor.post("/v1/classify", **sent()).status_code == 401
+            assert visitor.post("/gradio_api/call/classify", content=b" " * (MAX_CALL + 1)).status_code == 413
             reply = visitor.post("/v1/classify", auth=("ann", "secret"), **sent())
             assert reply.json()["predictions"] == seen.to_dict(top=3)["predictions"]
             assert "/v1/classify" in visitor.get("/v1/openapi.json").json()["paths"]

@@ -66,7 +66,7 @@ def visit(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
     """Opens the page. Afterwards: nothing was asked of any other server, and no script failed."""
     contexts, outside, errors = [], [], []
 
-    def open_page(width: int = 1366, height: int = 768, theme: str = "light") -> Page:
+    def open_page(width: int = 1366, height: int = 768, theme: str = "light", asked: str = "") -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=theme, permissions=["microphone"], locale="en-US"
         )
@@ -75,7 +75,7 @@ def visit(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
         own = (url, url.replace("http", "ws"), "data:", "blob:")
         page.on("request", lambda request: request.url.startswith(own) or outside.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
+        page.goto(url + asked)
         expect(page.locator("#sound")).to_be_visible(timeout=20_000)
         return page
 
@@ -228,7 +228,7 @@ def test_the_blocks_unfold_by_keyboard_on_the_same_clock_and_dark(visit: Callabl
     expect(page.locator("#blocks-layer2 img")).to_have_count(0)
 
 
-def test_a_phone_shows_one_column_and_a_reload_starts_anew(visit: Callable[..., Page]):
+def test_a_phone_shows_one_column_and_a_reload_keeps_an_example(visit: Callable[..., Page]):
     page = visit(width=390, height=844)
     record = page.locator("#sound .record-button").bounding_box()
     assert record is not None and record["y"] + record["height"] < 844 and record["height"] >= 44
@@ -237,9 +237,72 @@ def test_a_phone_shows_one_column_and_a_reload_starts_anew(visit: Callable[..., 
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate(f"{SHOWN}[0].getAttribute('width')") == "360"
     page.reload()
-    expect(page.locator("#verdict")).to_contain_text("First, a sound", timeout=20_000)
+    expect(page.locator(".facts b")).to_have_text("rooster.ogg", timeout=20_000)
     page.click("#example-buttons button:has-text('dog')")
     expect(page.locator(".facts b")).to_have_text("dog.ogg", timeout=20_000)
+
+
+def test_a_link_gives_the_same_numbers_and_the_report_has_it(
+    visit: Callable[..., Page], url: str, tiny_classifier: Classifier, tmp_path: Path
+):
+    page = visit(asked="?example=dog&from=0.50&to=1.75")
+    dog = EXAMPLES / "dog.ogg"
+    expect_answer(page, dog, tiny_classifier)
+    clip = load(dog)
+    part = Clip(clip.samples[round(0.5 * clip.rate) : round(1.75 * clip.rate)], clip.rate)
+    best = tiny_classifier.predict(part).labels[0]
+    said = f"Only 0.50 to 1.75 s: {spoken(best.name)}, {percent(best.probability)} sure"
+    expect(page.locator(".alone")).to_contain_text(said)
+    expect(page.locator(".chosen output")).to_have_text("0.50 to 1.75 s")
+    assert page.evaluate("clock.audio.duration") == pytest.approx(clip.seconds, abs=1e-3)
+    address = f"{url}?example=dog&from=0.50&to=1.75"
+    expect(page.locator(".link input")).to_have_value(address)
+    assert page.url == address
+    with page.expect_download() as saving:
+        page.click("#save")
+    saving.value.save_as(tmp_path / "report.html")
+    assert saving.value.suggested_filename == "dog report.html"
+    assert f'href="{address.replace("&", "&amp;")}"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page.click("[data-do=clear]")
+    expect(page.locator(".link input")).to_have_value(f"{url}?example=dog")
+    upload(page, dog)  # what a visitor brings has no address
+    expect(page.locator(".link")).to_be_hidden(timeout=20_000)
+    assert page.url == url
+
+
+def test_only_a_stretch_is_named_on_demand(visit: Callable[..., Page], tiny_classifier: Classifier, tmp_path: Path):
+    samples, rate = soundfile.read(EXAMPLES / "rooster.ogg", dtype="float32")
+    long = tmp_path / "long.aiff"  # which the browser cannot play, but the clock can
+    soundfile.write(long, np.tile(samples, 2), rate)
+    page = visit()
+    upload(page, long)
+    expect_answer(page, long, tiny_classifier)
+    page.wait_for_function("clock.audio.duration > 9.9")
+    plane = page.locator(".timed:has(img[alt^='Whole clip']) .plane").bounding_box()
+    assert plane is not None
+    page.mouse.move(plane["x"] + 0.6 * plane["width"], plane["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(plane["x"] + 0.8 * plane["width"], plane["y"] + 9, steps=3)
+    page.mouse.up()
+    begin, end = page.evaluate("[clock.stretch.from, clock.stretch.to]")
+    assert (begin, end) == pytest.approx((6, 8), abs=0.05)
+    page.click("[data-do=name]")
+    clip = load(long)
+    best = tiny_classifier.predict(Clip(clip.samples[round(begin * rate) : round(end * rate)], rate)).labels[0]
+    said = f"Only {begin:.2f} to {end:.2f} s: {spoken(best.name)}, {percent(best.probability)} sure"
+    expect(page.locator(".alone")).to_contain_text(said, timeout=20_000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("?example=<b>cat", "There is no example '<b>cat'; there are dog, rooster, "),
+        ("?example=dog&from=3&to=nine", "From '3' to 'nine' is no stretch of it: it lasts 5.00 s."),
+    ],
+)
+def test_a_link_that_asks_for_what_is_not_there_is_told(visit: Callable[..., Page], asked: str, told: str):
+    page = visit(asked=asked)
+    expect(page.locator("#problem [role=alert]")).to_contain_text(told, timeout=20_000)
 
 
 def test_a_bug_is_seen_as_one_and_the_app_goes_on(visit: Callable[..., Page], ear: Ear, capfd: pytest.CaptureFixture):

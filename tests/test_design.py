@@ -22,6 +22,11 @@ BELOW: dict[str, set[str]] = {
     "classifier": GROUND | {"audio", "calibration", "checkpoint"},
     "explain": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
     "recording": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
+    "anatomy": {"mel", "model"},
+    "inside": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
+    "atlas": GROUND | {"audio", "calibration", "checkpoint", "classifier"},
+    "report": GROUND | {"audio", "calibration", "checkpoint", "classifier", "pictures"},
+    "hub": set(),
 }
 ONLY_IN = {
     "gradio": r"app\.py|cnn/ui/.*",

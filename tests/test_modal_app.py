@@ -1,10 +1,10 @@
 """The door on Modal: the class and the page in this process, and Modal's commands against a stand-in for it."""
 
-import asyncio
 import base64
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,16 +23,16 @@ from modal.exception import RemoteError
 
 from cnn.audio import AudioError, Clip, load
 from cnn.classifier import Classifier
-from cnn.serve import modal_network
+from cnn.serve import api, modal_network
 from cnn.serve.modal_network import AudioClassifier, ModalClassifier
 from cnn.serve.payload import family
 from cnn.serve.remote import Unavailable, WithFallback
+from tests.standins.modal_command import PATIENCE, ended, modal
 from tests.standins.modal_local import Standin, modal_standin
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "assets" / "examples"
 DOG = EXAMPLES / "dog.ogg"
-PATIENCE = 600.0  # seconds for what takes a few where nothing else runs
 ELSEWHERE = {"Origin": "https://elsewhere.example"}
 local = pytest.mark.filterwarnings("ignore:The .* function is executing locally")
 
@@ -102,22 +102,14 @@ def test_the_classs_own_address_speaks_the_familys_language(volume: Path, tiny_c
 
 
 @local
-def test_a_body_beyond_the_limit_is_refused_before_it_is_all_there(volume: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(modal_network, "MAX_JSON", 1000)
-    read = []
-
-    async def body(*_: Any) -> dict[str, Any]:
-        read.append(600)
-        return {"type": "http.request", "body": b" " * 600, "more_body": True}
-
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
-    answers = []
-
-    async def send(message: dict[str, Any]) -> None:
-        answers.append(message)
-
-    asyncio.run(asyncio.wait_for(AudioClassifier().inference.local()(scope, body, send), PATIENCE))
-    assert answers[0]["status"] == 413 and b"larger than the 200 MB" in answers[1]["body"] and len(read) == 2
+def test_of_all_bodies_sent_to_the_class_at_once_only_so_much_is_kept(volume: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(api, "IN_HAND", 1000)
+    network = AudioClassifier()
+    with TestClient(network.inference.local(), headers=ELSEWHERE) as browser:
+        reply = browser.post("/", json=sent(DOG))
+    network.service.close()
+    assert reply.status_code == 429 and int(reply.headers["retry-after"]) > 0
+    assert reply.headers["access-control-allow-origin"] == "*"
 
 
 @local
@@ -225,23 +217,6 @@ def standin(tiny: Path, tmp_path: Path) -> Iterator[Standin]:
         yield standin
 
 
-def modal(standin: Standin, *words: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "modal", *words], cwd=ROOT, env=standin.environment() | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and everything it said."""
-    try:
-        said, _ = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"still running after {PATIENCE:.0f} s: {process.communicate()[0]}")
-    return process.returncode, said
-
-
 def test_a_deployed_page_wakes_the_class_and_both_answer_alike(standin: Standin, tiny_classifier: Classifier):
     code, said = ended(modal(standin, "deploy", "app.py"))
     assert code == 0, said
@@ -261,6 +236,10 @@ def test_a_deployed_page_wakes_the_class_and_both_answer_alike(standin: Standin,
         assert refused.status_code == 400 and "not a sound" in refused.json()["error"]
         beside = browser.post(f"{standin.urls['page']}/v1/classify", json=sent(DOG))
         assert beside.json()["predictions"] == expected
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "models", "arguments": {}}}
+        headers = {"Accept": "application/json, text/event-stream", "X-Forwarded-Host": "127.0.0.1:9"}  # not true
+        told = browser.post(f"{standin.urls['page']}/gradio_api/mcp/", json=call, headers=headers)
+        assert "resnet34" in told.text
     awake = page.predict(handle_file(DOG), api_name="/classify")
     assert (awake["device"], awake["predictions"]) == ("cpu", expected)
     assert {c.function for c in standin.containers.values()} == set(standin.layout.values())
@@ -272,6 +251,32 @@ def test_a_deployed_page_wakes_the_class_and_both_answer_alike(standin: Standin,
     for function in (network, served):
         assert function.max_concurrent_inputs > 8 and function.autoscaler_settings.scaledown_window >= 300
         assert function.checkpointing_enabled and all(mount.read_only for mount in function.volume_mounts)
+
+
+def test_a_served_page_is_the_one_in_the_editor_until_ctrl_c(standin: Standin, tmp_path: Path):
+    folder = tmp_path / "edited"
+    for name in ("cnn", "assets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pth", "__pycache__"))
+    for name in ("app.py", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    process = modal(standin, "serve", "app.py", folder=folder)
+    try:
+        said = []
+        while not any("hit Ctrl-C" in line for line in said):
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        assert standin.urls["page"] in "".join(said)
+        with httpx.Client(timeout=PATIENCE) as visitor:
+            assert "What is that sound?" in visitor.get(standin.urls["page"]).text
+            page = folder / "cnn" / "ui" / "page.py"
+            page.write_text(page.read_text().replace("What is that sound?", "What was that sound?"))
+            wait_for(lambda: "What was that sound?" in visitor.get(standin.urls["page"]).text)
+        os.kill(process.pid, signal.SIGINT)
+        code, rest = ended(process)
+    finally:
+        process.kill()
+    assert code == 0, rest
+    assert not standin.containers and not standin.running
 
 
 def test_modal_run_names_a_sound_and_refuses_what_is_none(standin: Standin, tmp_path: Path):

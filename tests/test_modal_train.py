@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import soundfile
 
 from cnn import checkpoint
 from tests.standins.hub_standin import hub_standin
+from tests.standins.modal_command import PATIENCE, ended, modal
 from tests.standins.modal_local import Standin, modal_standin
 from training import config as configs
 from training import crossval, esc50, modal_train
@@ -29,7 +28,6 @@ from training.state import commit
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"width": 4, "epochs": 3, "batch_size": 4, "crop_frames": 64, "precision": "fp32", "checkpoint_every": 1}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-PATIENCE = 120.0  # seconds for what takes a few
 local = pytest.mark.filterwarnings("ignore:The .* function is executing locally")
 
 
@@ -143,23 +141,6 @@ def standin(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
         yield standin
-
-
-def modal(standin: Standin, *words: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "modal", *words], cwd=ROOT, env=standin.environment() | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and everything it said."""
-    try:
-        said, _ = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"still running after {PATIENCE:.0f} s: {process.communicate()[0]}")
-    return process.returncode, said
 
 
 def test_a_cancelled_run_goes_on_from_its_last_commit_and_is_published(standin: Standin, tmp_path: Path):

@@ -25,7 +25,7 @@ from cnn.serve import modal_network
 from cnn.serve.api import build_api
 from cnn.serve.onnx import export
 from cnn.serve.service import Service
-from cnn.ui import listen
+from cnn.ui import figures
 from cnn.ui.page import build_page
 from cnn.ui.theme import serving
 from tests import test_audio
@@ -112,7 +112,7 @@ def test_the_page_and_its_endpoint(clips, expected, service: Service, monkeypatc
     page = build_page(lambda: service)
     (hear,) = (f.fn for f in page.fns.values() if f.api_name == "hear")
     # what it draws, in words
-    monkeypatch.setattr(listen, "figure", lambda picture, _="": f"<p>{escape(picture.alt)}</p>")
+    monkeypatch.setattr(figures, "figure", lambda picture, *_, **__: f"<p>{escape(picture.alt)}</p>")
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **serving())
     try:
         client = Client(url, verbose=False)

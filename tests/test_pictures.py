@@ -1,8 +1,11 @@
 """What the pictures promise: true places, nothing smoothed or lost, one time axis."""
 
 import io
+import json
 import math
+import re
 from collections.abc import Callable
+from html import unescape
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from cnn.canvas import NARROW, WIDE, Layout, Picture
 from cnn.classifier import Label, Prediction
 from cnn.mel import MEL_16K
 from cnn.pictures import Scale
-from cnn.ui.figures import draw, facts
+from cnn.serve.payload import numbers
+from cnn.ui.figures import draw, facts, figure
 
 SCALE = Scale(seconds=5.0, hop=0.02, centres=tuple(float(c) for c in MEL_16K.centres))
 COLOUR = 65  # first number of the colour map in the palette
@@ -189,6 +193,35 @@ def test_each_map_says_its_true_size_and_its_own_numbers(answer: dict[str, Pictu
     # the colour bar beside the raster holds the whole colour map
     beside = answer["layer4"].pixels[:, answer["layer4"].box.right :]
     assert set(range(COLOUR, 256)) <= set(np.unique(beside))
+
+
+def test_maps_on_one_colour_scale_can_be_compared(monkeypatch: pytest.MonkeyPatch):
+    values = np.linspace(0, 1, 32).reshape(4, 8)
+    drawn = {}
+
+    def shared() -> Picture:
+        drawn["one"] = pictures.feature_map(values, SCALE, title="x", shape=(4, 8), limits=(-1.0, 3.0))
+        return drawn["one"]
+
+    labels = ["−1.0", "1.0", "3.0"]
+    assert [text for text in drawn_labels(monkeypatch, shared) if text in labels] == labels
+    # 0 lies at a quarter of the scale, 1 at a half
+    ends = raster(drawn["one"]).min(), raster(drawn["one"]).max()
+    assert ends == (COLOUR + round(190 / 4), COLOUR + 190 // 2)
+    assert "4 × 8, one channel, from 0 to 1.00" in drawn["one"].alt, "its own numbers"
+
+
+def test_a_figure_on_the_clock_says_where_its_raster_lies_and_what_its_cells_are(prediction: Prediction):
+    picture, values = pictures.spectrogram(prediction.mel, SCALE), prediction.mel
+    told = dict(re.findall(r'data-([a-z]+)="([^"]*)"', figure(picture, scale=SCALE, values=values, unit="dB")))
+    tall, wide = picture.pixels.shape
+    box = np.array(told["box"].split(), float) * (wide, tall, wide, tall)
+    assert box == pytest.approx([picture.box.left, picture.box.top, picture.box.right, picture.box.bottom], abs=0.01)
+    assert (told["start"], told["seconds"], told["hop"], told["unit"]) == ("0.0", "5.0", "0.02", "dB")
+    read = numbers(json.loads(unescape(told["map"])))
+    assert read == pytest.approx(values, abs=2 * np.ptp(values) / 65535)
+    assert np.array(told["centres"].split(), float) == pytest.approx(SCALE.centres, rel=1e-4)
+    assert "timed" not in figure(picture)
 
 
 def test_constant_and_broken_maps_are_drawn():

@@ -1,6 +1,10 @@
 """Many callers, one network: whose answer is whose, what waits, and what is refused."""
 
+import gc
+import itertools
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +17,14 @@ from cnn.checkpoint import CheckpointError
 from cnn.classifier import Classifier, Prediction
 from cnn.serve import service as module
 from cnn.serve.service import Busy, Opener, Service
+from cnn.ui.theme import ASSETS
 
 
 class Gate:
     """A classifier that hears nothing until it is opened, and notes how many sounds it was given at once."""
 
     def __init__(self, classifier: Classifier) -> None:
-        self.classifier, self.batches, self.broken = classifier, [], None
+        self.classifier, self.batches, self.broken, self.bug = classifier, [], None, RuntimeError("a bug")
         self.inside, self.open = threading.Semaphore(0), threading.Event()
 
     def predict_batch(self, clips: Sequence[Clip], *, maps: str) -> list[Prediction]:
@@ -27,7 +32,9 @@ class Gate:
         self.inside.release()
         assert self.open.wait(30)
         if self.broken in clips:
-            raise RuntimeError("a bug")
+            if isinstance(self.bug, list):
+                return self.bug
+            raise self.bug
         return self.classifier.predict_batch(clips, maps=maps)
 
 
@@ -82,11 +89,42 @@ def test_a_full_queue_says_when_to_come_again_and_who_leaves_makes_room(held: Se
     with pytest.raises(Busy, match=r"^3 sounds are waiting already; try again in \d+ s\.$") as caught:
         held.submit(clip(4))
     assert caught.value.seconds >= 1
+    with pytest.raises(Busy):
+        held.check()
     assert waiting[1].cancel()
+    assert held.queued == 2
+    held.check()  # before a file is even read
     last = held.submit(clip(5))
     gate.open.set()
     assert last.result(30).clip.name == "5.wav"
-    assert sum(count for count, _ in gate.batches) == 4  # nobody listens for who has gone
+    assert gate.batches == [(1, "none"), (2, "none"), (1, "none")]
+
+
+def test_a_slow_network_asks_for_more_patience(gate: Gate, monkeypatch: pytest.MonkeyPatch):
+    ticks = itertools.count(step=10.0)  # seconds, each time somebody looks at the clock
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    service = Service(gate, batch=1, waiting=1)
+    gate.open.set()
+    service.submit(clip(0)).result(30)
+    gate.open.clear()
+    service.submit(clip(1))
+    while gate.inside.acquire(timeout=30) and len(gate.batches) < 2:
+        pass
+    service.submit(clip(2))
+    with pytest.raises(Busy) as caught:
+        service.submit(clip(3))
+    assert 5 < caught.value.seconds <= 60
+    gate.open.set()
+    service.close()
+
+
+def test_nobody_listens_for_who_has_gone(held: Service, gate: Gate):
+    gone = [held.submit(clip(number)) for number in (1, 2)]
+    stays = held.submit(clip(3))
+    assert all(answer.cancel() for answer in gone)
+    gate.open.set()
+    assert stays.result(30).clip.name == "3.wav"
+    assert gate.batches == [(1, "none"), (1, "none")]
 
 
 def test_a_file_is_not_decoded_for_a_full_queue(held: Service, monkeypatch: pytest.MonkeyPatch):
@@ -104,13 +142,29 @@ def test_long_sounds_fill_the_queue_sooner(held: Service, monkeypatch: pytest.Mo
         held.submit(clip(2))
 
 
-def test_a_sound_that_fails_takes_no_other_with_it(held: Service, gate: Gate):
-    gate.broken = clip(1)
+@pytest.mark.parametrize("bug", [RuntimeError("a bug"), MemoryError("a bug"), SystemExit("a bug"), [], [None] * 3])
+def test_a_sound_that_fails_takes_neither_another_nor_the_network_with_it(held: Service, gate: Gate, bug: object):
+    gate.broken, gate.bug = clip(1), bug
     bad, good = held.submit(gate.broken), held.submit(clip(2))
     gate.open.set()
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(BaseException, match="a bug|[03] answers to 1 sounds"):
         bad.result(30)
     assert good.result(30).clip.name == "2.wav"
+    assert held.submit(clip(3)).result(30).clip.name == "3.wav"
+
+
+def test_nobodys_sound_is_kept_when_it_has_been_answered(tiny_classifier: Classifier):
+    service = Service(tiny_classifier)
+    sound = clip(1)
+    answer = service.submit(sound, maps="all").result(30)
+    kept = [weakref.ref(sound), weakref.ref(answer)]
+    del sound, answer
+    end = time.monotonic() + 10
+    while any(ref() for ref in kept) and time.monotonic() < end:  # the worker has to come round first
+        gc.collect()
+        time.sleep(0.01)
+    assert [ref() for ref in kept] == [None, None]
+    service.close()
 
 
 def test_a_stopped_service_answers_what_waits_and_nothing_more(held: Service, gate: Gate):
@@ -125,6 +179,7 @@ def test_a_stopped_service_answers_what_waits_and_nothing_more(held: Service, ga
 def test_an_answer_tells_its_own_times(tiny_classifier: Classifier, tmp_path: Path):
     service = Service(tiny_classifier)
     timings = service.submit(clip(1), decoded=0.5).result(30).timings
+    assert service.predict(ASSETS / "examples" / "dog.ogg").timings["decode"] > 0
     service.close()
     assert list(timings) == ["decode", "wait", "resample", "front end", "network", "total"]
     assert timings["decode"] == 0.5

@@ -95,9 +95,11 @@ def test_what_git_tracks_goes_up_in_one_commit_and_what_is_no_longer_tracked_goe
     ("repo", "token", "words"),
     [
         ("tester/sounds", "", "no token of the Hugging Face Hub: run hf auth login, or set HF_TOKEN"),
-        ("tester/sounds", "hf_wrong", "refuses the token for tester/sounds"),
+        ("tester/sounds", "hf_wrong", "refuses the token for the Space tester/sounds"),
         ("other/sounds", TOKEN, "the token may not write to the Space other/sounds"),
-        ("sounds", TOKEN, "make space REPO=OWNER/NAME"),
+        ("sounds", TOKEN, "OWNER/NAME is needed"),
+        ("tester/sounds@main", TOKEN, "OWNER/NAME is needed"),
+        ("tester/so--unds", TOKEN, "Cannot have -- or .."),  # and not: the front matter is refused
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(hub: Hub, clone: Path, monkeypatch, capsys, repo, token, words):

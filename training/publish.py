@@ -7,27 +7,17 @@ The repository is made where there is none. What its README.md says outside the 
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
 from cnn import checkpoint as checkpoints
-from cnn.checkpoint import HUB_ID, NAMES, CheckpointError
+from cnn.checkpoint import NAMES, CheckpointError
+from cnn.hub import PublishError, refusal, writer
 from training.card import CardError, card, configuration, readme
-
-
-class PublishError(RuntimeError):
-    """The Hub did not take it; the message says why and the way out."""
 
 
 def publish(
@@ -38,14 +28,9 @@ def publish(
     `private` holds for a repository that is made now. `token`: default that of `hf auth login` or HF_TOKEN.
     Raises CheckpointError, CardError or PublishError; then nothing of it is on the Hub.
     """
-    if not HUB_ID.fullmatch(repo) or "@" in repo:
-        raise PublishError(f"{repo!r} is no name of a repository: OWNER/NAME is needed")
+    api = writer(repo, token)
     kept = checkpoints.load(path)
     text = card(kept, path, repo, _read_results(results) if results else None)
-    token = token or get_token()
-    if not token:
-        raise PublishError("no token of the Hugging Face Hub: run hf auth login, or set HF_TOKEN to one that may write")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     settings = json.dumps(configuration(kept), indent=2, ensure_ascii=False) + "\n"
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -63,7 +48,7 @@ def publish(
             parent_commit=head,
         )
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
-        raise PublishError(_reason(e, repo)) from e
+        raise refusal(e, repo) from e
     except UnicodeDecodeError as e:
         raise PublishError(f"README.md in {repo} is not UTF-8 text: repair it there") from e
     return f"{repo}@{commit.oid}"
@@ -83,20 +68,6 @@ def _read_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or (lacking := [k for k in needed if k not in results]):
         raise CardError(f"{path} is no results.json of python -m training.crossval: {', '.join(lacking)} missing")
     return results
-
-
-def _reason(error: Exception, repo: str) -> str:
-    if not isinstance(error, HfHubHTTPError):
-        return f"the Hugging Face Hub cannot be reached ({error}): check the connection and run the command again"
-    status = error.response.status_code
-    if status == 401:
-        return f"the Hugging Face Hub refuses the token for {repo}: log in with one that may write, hf auth login"
-    if status in (403, 404):
-        return f"the token may not write to {repo}: check the name, or take a token that may write to it"
-    if status == 412:
-        return f"{repo} has changed in the meantime: run the command again"
-    said = error.server_message or str(error).strip().split("\n")[0]
-    return f"the Hugging Face Hub refused {repo}: {said}"
 
 
 def main(argv: list[str] | None = None) -> int:

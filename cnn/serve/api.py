@@ -13,9 +13,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -23,37 +22,33 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from cnn.audio import MAX_BYTES, AudioError, Clip, load
+from cnn.classifier import Prediction
 from cnn.labels import ESC50
+from cnn.serve.gate import MAX_FORM, TOO_LARGE, ApiError, Hand, Take, counted, gone
 from cnn.serve.payload import INCLUDES, family, v1
 from cnn.serve.schema import BODY, EXAMPLE, LOCKED, MISTAKE, NO_NETWORK, PROBLEMS, Answer, Health, Model, Models
 from cnn.serve.service import Busy, Opener, Service
 
-MAX_FORM = MAX_BYTES + 2**20  # bytes of a body: the file and what a form puts around it
 MAX_JSON = -(-MAX_BYTES // 3) * 4 + 2**20  # base64 makes four bytes of three
 IN_HAND = 400_000_000  # bytes of all bodies together that are kept until they are decoded
-STALLED = 30.0  # seconds without a byte after which a body is given up
 DECODERS = max(2, min(os.cpu_count() or 2, 8))  # threads
 HOW = 'send one sound file as the form field "file", or {"audio_data": "<base64 of a file>"} as JSON'
 
 log = logging.getLogger(__name__)
 
 
-class ApiError(Exception):
-    """What the caller is told: a status of HTTP and one sentence; in `seconds`, if given, it is worth a new try."""
-
-    def __init__(self, status: int, sentence: str, seconds: int | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.seconds = status, sentence, seconds
-
-
 def build_api(
-    services: Mapping[str, Callable[[], Service]], default: str, *, auth: tuple[str, str] | None = None
+    services: Mapping[str, Callable[[], Service]],
+    default: str,
+    *,
+    auth: tuple[str, str] | None = None,
+    ancestral: bool = False,
 ) -> FastAPI:
     """The API over the named networks, of which `default` answers when none is asked for. Those that are no Opener are
-    taken to have theirs at hand. With `auth` (user, password) /v1 asks for it by HTTP Basic; /healthz does not."""
+    taken to have theirs at hand. With `auth` (user, password) /v1 asks for it by HTTP Basic; /healthz does not.
+    `ancestral`: a POST to / is answered with the family's payload."""
     api = FastAPI(
         title="What is that sound?",
         version="1",
@@ -70,7 +65,7 @@ def build_api(
         },
     )
     threads = ThreadPoolExecutor(DECODERS, "decode")
-    hand = _Hand()
+    hand = Hand(IN_HAND)
     router = APIRouter(prefix="/v1", dependencies=[Depends(_guard(auth))] if auth else [])
 
     async def opened(name: str) -> Service:
@@ -82,6 +77,30 @@ def build_api(
                 log.error("The API cannot name sounds: %s", error)
                 raise ApiError(503, NO_NETWORK) from error
         return opener()
+
+    async def heard(request: Request, name: str, maps: str) -> tuple[Prediction, Service]:
+        """What the named network says of the sound in the body, and its service."""
+        service = await opened(name)
+        loop = asyncio.get_running_loop()
+        try:
+            service.check()  # before anything is read
+            with hand.holding() as take:
+                clip, seconds = await _unless_gone(
+                    request, loop.run_in_executor(threads, _clip, *await _body(request, take))
+                )
+            waiting = asyncio.wrap_future(service.submit(clip, maps=maps, decoded=seconds))
+        except Busy as busy:
+            raise ApiError(429, str(busy), busy.seconds) from busy
+        return await _unless_gone(request, waiting), service
+
+    async def written(answer: Callable[[], dict[str, Any]]) -> Response:
+        """As JSON. It is made in a thread: pictures are large."""
+
+        def text() -> bytes:
+            return json.dumps(answer(), allow_nan=False, separators=(",", ":")).encode()
+
+        loop = asyncio.get_running_loop()
+        return Response(await loop.run_in_executor(threads, text), media_type="application/json")
 
     @router.post(
         "/classify",
@@ -112,25 +131,9 @@ def build_api(
         name = default if model is None else model
         if name not in services:
             raise ApiError(400, f"model {name[:60]!r} is unknown; known are {', '.join(services)}.")
-        service = await opened(name)
-        loop = asyncio.get_running_loop()
-        try:
-            service.check()  # before anything is read
-            with hand.holding() as take:
-                clip, seconds = await _unless_gone(
-                    request, loop.run_in_executor(threads, _clip, *await _body(request, take))
-                )
-            maps = "all" if "maps" in wanted else "stages" if "stages" in wanted else "none"
-            waiting = asyncio.wrap_future(service.submit(clip, maps=maps, decoded=seconds))
-        except Busy as busy:
-            raise ApiError(429, str(busy), busy.seconds) from busy
-        prediction = await _unless_gone(request, waiting)
-
-        def written() -> bytes:
-            answer = v1(prediction, top, wanted, service.labels) | {"model": name}
-            return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
-
-        return Response(await loop.run_in_executor(threads, written), media_type="application/json")
+        maps = "all" if "maps" in wanted else "stages" if "stages" in wanted else "none"
+        prediction, service = await heard(request, name, maps)
+        return await written(lambda: v1(prediction, top, wanted, service.labels) | {"model": name})
 
     @router.get("/models", summary="List the networks", responses={401: PROBLEMS[401], 503: PROBLEMS[503]})
     async def models() -> Models:
@@ -144,17 +147,23 @@ def build_api(
         running = [s for s in ready if s is not None]
         return Health(status="ok", loaded=bool(running), waiting=sum(s.queued for s in running))
 
+    if ancestral:
+
+        @api.post(
+            "/",
+            summary="Name a sound, as the family's servers do",
+            response_model=None,
+            responses=PROBLEMS,
+            dependencies=router.dependencies,
+            openapi_extra={"requestBody": BODY},
+        )
+        async def inference(request: Request) -> Response:
+            """Three names, the mel picture in dB, the waveform and the channel means of every tap, as plain numbers."""
+            prediction, _ = await heard(request, default, "all")
+            return await written(lambda: family(prediction))
+
     api.include_router(router)
     return api
-
-
-def classify_family(service: Service, audio_data: str) -> dict[str, Any]:
-    """The family's own call: base64 of a file -> its payload. Blocking. Raises ApiError."""
-    try:
-        clip = _decode(_from_base64(audio_data), "")
-        return family(service.predict(clip, maps="all"))
-    except Busy as busy:
-        raise ApiError(429, str(busy), busy.seconds) from busy
 
 
 def _model(name: str, default: bool, service: Service) -> Model:
@@ -186,30 +195,6 @@ def _guard(auth: tuple[str, str]) -> Callable[[Request], None]:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-class _Hand:
-    """The bodies that are in memory at this moment, of all callers together no more than IN_HAND bytes."""
-
-    def __init__(self) -> None:
-        self._total = 0
-
-    @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that takes so many more bytes, or raises ApiError; all are let go in the end."""
-        mine = 0
-
-        def take(count: int) -> None:
-            nonlocal mine
-            if self._total + count > IN_HAND:
-                raise ApiError(429, "Too many large files are being sent at once; try again in 5 s.", 5)
-            self._total += count
-            mine += count
-
-        try:
-            yield take
-        finally:
-            self._total -= mine
-
-
 def _included(include: list[str] | None) -> set[str]:
     wanted = {word.strip() for text in include or [] for word in text.split(",")} - {""}
     if unknown := sorted(wanted - set(INCLUDES)):
@@ -217,7 +202,7 @@ def _included(include: list[str] | None) -> set[str]:
     return wanted
 
 
-async def _body(request: Request, take: Callable[[int], None]) -> tuple[bytes | bytearray, str | None]:
+async def _body(request: Request, take: Take) -> tuple[bytes | bytearray, str | None]:
     """The bytes of a file and what it is called; or of a JSON text, and None."""
     if request.headers.get("content-type", "").startswith("multipart/"):
         return await _from_form(request, take)
@@ -234,30 +219,12 @@ def _clip(body: bytes | bytearray, name: str | None) -> tuple[Clip, float]:
     return clip, time.perf_counter() - begin
 
 
-async def _chunks(request: Request, limit: int, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
+def _chunks(request: Request, limit: int, take: Take) -> AsyncGenerator[bytes, None]:
     """The body piece by piece; too much of it is refused as soon as that is known."""
-    declared = request.headers.get("content-length", "")
-    size, stream = 0, request.stream()
-    if declared.isdecimal() and int(declared[:18]) > limit:
-        raise _too_large()
-    while True:
-        try:
-            async with asyncio.timeout(STALLED):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise ApiError(408, f"Nothing came for {STALLED:.0f} s; send the sound again.") from error
-        except ClientDisconnect as error:
-            raise _gone() from error
-        if chunk is None:
-            return
-        size += len(chunk)
-        if size > limit:
-            raise _too_large()
-        take(len(chunk))
-        yield chunk
+    return Request(request.scope, counted(request.scope, request.receive, limit, TOO_LARGE, take)).stream()
 
 
-async def _from_form(request: Request, take: Callable[[int], None]) -> tuple[bytes, str]:
+async def _from_form(request: Request, take: Take) -> tuple[bytes, str]:
     """The field "file": its bytes and what it is called. They stay in memory: no temporary folder can be full."""
     parser = MultiPartParser(request.headers, _chunks(request, MAX_FORM, take), max_files=1, max_fields=16)
     parser.spool_max_size = MAX_FORM
@@ -287,7 +254,7 @@ def _from_base64(text: Any) -> bytes:
     if not isinstance(text, str) or not text:
         raise ApiError(400, "audio_data is empty or no text; it is the base64 of a sound file.")
     if len(text) > MAX_JSON:
-        raise _too_large()
+        raise ApiError(413, TOO_LARGE)
     try:
         return base64.b64decode("".join(text.split()), validate=True)  # encoders break lines
     except (binascii.Error, ValueError) as error:  # the second: beyond ASCII
@@ -296,16 +263,11 @@ def _from_base64(text: Any) -> bytes:
 
 def _decode(data: bytes | bytearray, name: str) -> Clip:
     if len(data) > MAX_BYTES:
-        raise _too_large()
+        raise ApiError(413, TOO_LARGE)
     try:
         return load(data, name=name)
     except AudioError as error:
         raise ApiError(400, str(error)) from error
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"The sound is larger than the {MAX_BYTES / 1e6:.0f} MB that are read; "
-                    "cut it, or save it as mp3, ogg or m4a.")  # fmt: skip
 
 
 async def _unless_gone(request: Request, work: "asyncio.Future[Any]") -> Any:
@@ -319,15 +281,11 @@ async def _unless_gone(request: Request, work: "asyncio.Future[Any]") -> Any:
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise _gone()
+            raise gone()
         return work.result()
     finally:
         watch.cancel()
         work.cancel()
-
-
-def _gone() -> ApiError:
-    return ApiError(499, "The caller hung up.")  # nobody reads it
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
@@ -338,10 +296,7 @@ def _error(status: int, sentence: str, headers: Mapping[str, str] | None = None)
 
 
 async def _say(_: Request, error: ApiError) -> Response:
-    headers = {"Retry-After": str(error.seconds)} if error.seconds else {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = 'Basic realm="What is that sound?", charset="UTF-8"'
-    return _error(error.status, error.sentence, headers)
+    return error.answer()
 
 
 async def _say_http(request: Request, error: HTTPException) -> Response:

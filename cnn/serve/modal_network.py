@@ -10,7 +10,6 @@ A container with memory snapshots starts with everything imported; the weights a
 a snapshot would keep those of the day it was made, whatever the volume holds by now, and sees no GPU.
 """
 
-import json
 import os
 import sys
 import threading
@@ -18,20 +17,17 @@ import time
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import modal
-from fastapi import Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from cnn import checkpoint
 from cnn.__main__ import say, text
-from cnn.audio import MAX_BYTES, AudioError, Clip, load
+from cnn.audio import AudioError, Clip, load
 from cnn.checkpoint import DEFAULT, NAMES, CheckpointError
 from cnn.classifier import Classifier, Prediction, Sound
-from cnn.serve.api import MAX_JSON, ApiError, build_api, classify_family
+from cnn.serve.api import build_api
 from cnn.serve.payload import family
 from cnn.serve.remote import Unavailable
 from cnn.serve.service import Service
@@ -94,31 +90,9 @@ class AudioClassifier:
     @modal.asgi_app()
     def inference(self) -> ASGIApp:
         """The class's own address. Pages of any server may call it; what goes wrong is {"error": one sentence}."""
-        api = build_api({self.service.config.name: lambda: self.service}, self.service.config.name)
-
-        def answer(audio_data: Any) -> bytes:
-            return json.dumps(classify_family(self.service, audio_data), allow_nan=False).encode()
-
-        @api.post("/", response_model=None)
-        async def classify(request: Request) -> Response:
-            """The family's call."""
-            audio_data = await _audio_data(request)
-            return Response(await run_in_threadpool(answer, audio_data), media_type="application/json")
-
+        name = self.service.config.name
+        api = build_api({name: lambda: self.service}, name, ancestral=True)
         return CORSMiddleware(api, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
-
-
-async def _audio_data(request: Request) -> Any:
-    """What a JSON body has under that name; None if there is no such thing. Raises ApiError."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON:
-            raise ApiError(413, f"The sound is larger than the {MAX_BYTES / 1e6:.0f} MB that are read; cut it.")
-    try:
-        return json.loads(body)["audio_data"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 class ModalClassifier:

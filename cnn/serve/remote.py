@@ -6,6 +6,7 @@ The sound is decoded here and travels as plain samples; the answer is made into 
 would give (spectrogram and maps to 1/65535 of their range), so that whatever is drawn of it is drawn the same.
 """
 
+import asyncio
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class RemoteClassifier:
         self.timeout, self.retries = timeout, retries
         self.place = _public(address).rstrip("/")  # for people, without a password
         self._url = address.copy_with(path=address.path.rstrip("/") + "/v1/classify")
-        self._client = httpx.Client(headers={"Accept": "application/json"})
+        self._tls = httpx.create_ssl_context()  # once: it reads every certificate that is trusted
         self._lock = threading.Lock()
         self._down_until, self._why = 0.0, ""
 
@@ -84,14 +85,10 @@ class RemoteClassifier:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
             print(f"{self.place} answered what no server of this project does: {e!r}"[:300], file=sys.stderr)
             raise self._failed(f"{self.place} gave an answer that makes no sense") from e
-        with self._lock:
-            self._down_until = 0.0
+        self._lives()
         end = time.perf_counter()
         timings = {"decode": decoded - begin, "remote": end - decoded, "total": end - begin}
         return replace(prediction, timings=timings, device=f"{prediction.device} at {self.place}")
-
-    def close(self) -> None:
-        self._client.close()
 
     def _check(self) -> None:
         """Raises Unavailable while the server counts as down. When that is over, one caller tries it for all."""
@@ -107,48 +104,56 @@ class RemoteClassifier:
             self._down_until, self._why = time.monotonic() + DOWN, why
         return Unavailable(why)
 
+    def _lives(self) -> None:
+        with self._lock:
+            self._down_until = 0.0
+
     def _ask(self, clip: Clip, query: dict[str, Any]) -> Any:
         """The JSON that comes back. Raises AudioError and Unavailable."""
         end = time.monotonic() + self.timeout
         body = _wav(clip)
         for k in range(self.retries + 1):
-            pause = PAUSE * 2**k
+            pause, cause = PAUSE * 2**k, None
             try:
-                status, headers, content = self._send(clip.name or "sound.wav", body, query, end)
-            except httpx.TimeoutException as e:
+                status, headers, content = asyncio.run(self._send(clip.name or "sound.wav", body, query, end))
+            except TimeoutError as e:
                 raise self._failed(f"{self.place} did not answer within {self.timeout:g} s") from e
-            except httpx.TransportError as e:
-                failed = self._failed(f"{self.place} cannot be reached ({type(e).__name__})")
             except httpx.DecodingError as e:
                 raise self._failed(f"{self.place} gave an answer that makes no sense") from e
+            except httpx.TransportError as e:
+                status, why, cause = 0, f"{self.place} cannot be reached ({type(e).__name__})", e
             else:
                 if status == 200:
                     return self._json(content)
                 if status not in AGAIN:
                     raise self._refused(status, content)
-                if status == 429:  # it lives: others may have more luck
-                    failed = Unavailable(f"{self.place} is busy")
+                why = f"{self.place} is not well (it answers {status})"
+                if status == 429:
                     pause = max(pause, _seconds(headers.get("retry-after", "")))
-                else:
-                    failed = self._failed(f"{self.place} is not well (it answers {status})")
             if k == self.retries or time.monotonic() + pause >= end:
-                raise failed
+                break
             time.sleep(pause)
-        raise AssertionError("a loop that always returns or raises")
+        if status == 429:  # others may have more luck
+            self._lives()
+            raise Unavailable(f"{self.place} is busy")
+        raise self._failed(why) from cause
 
-    def _send(self, name: str, body: bytes, query: dict[str, Any], end: float) -> tuple[int, httpx.Headers, bytes]:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise httpx.ReadTimeout("no time is left")
+    async def _send(
+        self, name: str, body: bytes, query: dict[str, Any], end: float
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and content. Raises httpx's errors, and TimeoutError whatever it is that takes too long:
+        httpx's own limit is for each piece."""
         files = {"file": (name, body, "audio/wav")}
         content = bytearray()
-        with self._client.stream("POST", self._url, params=query, files=files, timeout=left) as response:
-            for chunk in response.iter_bytes():
+        async with (
+            asyncio.timeout(end - time.monotonic()),
+            httpx.AsyncClient(headers={"Accept": "application/json"}, verify=self._tls, timeout=None) as client,
+            client.stream("POST", self._url, params=query, files=files) as response,
+        ):
+            async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_ANSWER:
                     raise httpx.DecodingError("more than any true answer")
-                if time.monotonic() > end:  # httpx's own limit is for each piece
-                    raise httpx.ReadTimeout("it trickles")
             return response.status_code, response.headers, bytes(content)
 
     def _json(self, content: bytes) -> Any:
@@ -166,9 +171,12 @@ class RemoteClassifier:
             except (ValueError, KeyError, TypeError, RecursionError):
                 said = None
             if isinstance(said, str) and said:
+                self._lives()
                 return AudioError(said[:500])
         if 300 <= status < 400:
             return self._failed(f"{self.place} sends visitors elsewhere; give the address it sends to")
+        if status >= 500:
+            return self._failed(f"{self.place} is not well (it answers {status})")
         return self._failed(f"{self.place} does not answer as a server of this project (status {status})")
 
 
@@ -244,6 +252,8 @@ def _prediction(clip: Clip, answer: dict[str, Any], with_maps: bool) -> Predicti
     _require(0 <= every.min() and every.max() <= 1, "probabilities")
     heard = every.any(axis=1)
     config = MelConfig(**answer["spectrogram"]["front_end"])
+    for f in fields(config):
+        _require(type(getattr(config, f.name)) in ((int, float) if f.type is float else (f.type,)), f.name)
     common = {
         "clip": clip, "message": _text(answer["message"]), "starts": starts.astype(np.float64), "mel_config": config,
         "device": _text(answer["device"]), "network": _text(answer["network"]), "logits": logits,
@@ -280,7 +290,8 @@ def _maps(told: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, tuple[
     for tap, values in told.items():
         maps[tap] = _matrix(values)  # (f, t)
         channels, *size = shapes[tap] = tuple(values["size"])
-        _require(re.fullmatch(r"[\w.]{1,40}", tap) is not None and isinstance(channels, int), "taps")
+        _require(re.fullmatch(r"[\w.]{1,40}", tap) is not None, "taps")
+        _require(all(type(n) is int for n in (channels, *size)), "sizes")
         _require(maps[tap].ndim == 2 and maps[tap].shape == tuple(size) and maps[tap].size > 0, tap)
     _require(bool(maps), "maps")
     return maps, shapes

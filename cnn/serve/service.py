@@ -61,6 +61,11 @@ class Service:
         self._worker.start()
 
     @property
+    def classifier(self) -> Classifier:
+        """To look inside; it may be asked from any thread, beside what waits here."""
+        return self._classifier
+
+    @property
     def device(self) -> str:
         return self._classifier.device
 
@@ -87,16 +92,20 @@ class Service:
     @property
     def queued(self) -> int:
         """Sounds that wait, those being heard not counted."""
-        return len(self._jobs)
+        with self._change:
+            self._forget()
+            return len(self._jobs)
 
     def check(self, samples: int = 0) -> None:
         """Raises Busy if there is no place for another sound of that many samples."""
-        if self._closed:
-            raise Busy("The server is being stopped; try again in a minute.", 60)
-        kept = sum(len(job.clip.samples) for job in tuple(self._jobs))
-        if len(self._jobs) >= self.waiting or (kept and kept + samples > MAX_SAMPLES):
-            seconds = min(max(1, math.ceil(len(self._jobs) * self._pace)), 60)
-            raise Busy(f"{len(self._jobs)} sounds are waiting already; try again in {seconds} s.", seconds)
+        with self._change:
+            if self._closed:
+                raise Busy("The server is being stopped; try again in a minute.", 60)
+            self._forget()
+            kept = sum(len(job.clip.samples) for job in self._jobs)
+            if len(self._jobs) >= self.waiting or (kept and kept + samples > MAX_SAMPLES):
+                seconds = min(max(1, math.ceil(len(self._jobs) * self._pace)), 60)
+                raise Busy(f"{len(self._jobs)} sounds are waiting already; try again in {seconds} s.", seconds)
 
     def predict(self, sound: Sound, *, maps: str = "none") -> Prediction:
         """As Classifier.predict; decodes in the caller's thread. Raises AudioError and Busy."""
@@ -114,8 +123,6 @@ class Service:
             raise ValueError(f"maps {maps!r} is unknown; known are {', '.join(MAPS)}")
         job = _Job(clip, maps, decoded)
         with self._change:
-            for gone in [other for other in self._jobs if other.answer.cancelled()]:
-                self._jobs.remove(gone)
             self.check(len(clip.samples))
             self._jobs.append(job)
             self._change.notify()
@@ -128,36 +135,44 @@ class Service:
             self._change.notify()
         self._worker.join()
 
+    def _forget(self) -> None:
+        """Drop those whose caller has gone."""
+        if any(job.answer.cancelled() for job in self._jobs):
+            self._jobs = deque(job for job in self._jobs if not job.answer.cancelled())
+
     def _work(self) -> None:
         while jobs := self._take():
             begin = time.perf_counter()
             self._answer(jobs)
             self._pace += 0.2 * ((time.perf_counter() - begin) / len(jobs) - self._pace)
+            del jobs  # nobody's sound is kept until the next one comes
 
     def _take(self) -> list[_Job]:
         """The next jobs, all with the same maps; those whose caller has gone are dropped. Empty: closed and done."""
-        with self._change:
-            while True:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
-                    if self._closed:
-                        return []
-                    self._change.wait()
-                    continue
-                first, taken, left = self._jobs[0], [], deque()
-                for job in self._jobs:
-                    if len(taken) == self.batch or job.maps != first.maps:
+                    return []
+                maps, taken, left = self._jobs[0].maps, [], deque()
+                while self._jobs:
+                    job = self._jobs.popleft()
+                    if len(taken) == self.batch or job.maps != maps:
                         left.append(job)
                     elif job.answer.set_running_or_notify_cancel():
                         taken.append(job)
+                    del job
                 self._jobs = left
-                if taken:
-                    return taken
+            if taken:
+                return taken
 
     def _answer(self, jobs: list[_Job]) -> None:
         begin = time.perf_counter()
         try:
             answers = self._classifier.predict_batch([job.clip for job in jobs], maps=jobs[0].maps)
-        except Exception as error:  # whatever it is, it belongs to the caller, and only to the one who caused it
+            if len(answers) != len(jobs):
+                raise RuntimeError(f"{len(answers)} answers to {len(jobs)} sounds")
+        except BaseException as error:  # whatever it is, it is for who caused it: this thread must live for the others
             if len(jobs) == 1:
                 jobs[0].answer.set_exception(error)
                 return

@@ -5,23 +5,18 @@ them); what the Space holds beyond that is removed. The README's front matter sa
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-from cnn.checkpoint import HUB_ID
+from cnn.hub import PublishError, refusal, writer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ".gitattributes"  # the Hub's own, which says what it stores as large files
-
-
-class SpaceError(RuntimeError):
-    """The Space was not changed; the message says why and the way out."""
 
 
 def tracked(root: Path) -> list[str]:
@@ -29,21 +24,17 @@ def tracked(root: Path) -> list[str]:
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as e:
-        raise SpaceError(f"git does not say which files of {root} belong to it: upload from a git clone") from e
+        raise PublishError(f"git does not say which files of {root} belong to it: upload from a git clone") from e
     return sorted(name for name in listed.split("\0") if name and (root / name).is_file())
 
 
 def upload(repo: str, root: Path, *, private: bool = False) -> str:
     """Make the Space `OWNER/NAME` hold what git tracks below `root`; its address. Makes it where there is none.
 
-    `private` holds for a Space that is made now. The token is that of `hf auth login` or HF_TOKEN. Raises SpaceError.
+    `private` holds for a Space that is made now. The token is that of `hf auth login` or HF_TOKEN. Raises PublishError;
+    then it has not changed, or is new and empty.
     """
-    if not HUB_ID.fullmatch(repo) or "@" in repo:
-        raise SpaceError(f"{repo!r} is no name of a Space: make space REPO=OWNER/NAME")
-    files = tracked(root)
-    if not (token := get_token()):
-        raise SpaceError("no token of the Hugging Face Hub: run hf auth login, or set HF_TOKEN to one that may write")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    api, files = writer(repo), tracked(root)
     try:
         url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         there = api.space_info(repo)
@@ -58,32 +49,17 @@ def upload(repo: str, root: Path, *, private: bool = False) -> str:
             commit_message=_message(root),
             parent_commit=there.sha,
         )
-    except (HTTPError, OfflineModeIsEnabled, ValueError) as e:  # ValueError: the front matter is refused
-        raise SpaceError(_reason(e, repo)) from e
+    except (HTTPError, OfflineModeIsEnabled) as e:
+        raise refusal(e, f"the Space {repo}") from e
+    except ValueError as e:
+        told = " ".join(str(e).split())
+        raise PublishError(f"the Hugging Face Hub refuses the front matter of README.md: {told}") from e
     return str(url)
 
 
 def _message(root: Path) -> str:
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     return f"The repository at {head.stdout.strip()}" if head.returncode == 0 else "The repository"
-
-
-def _reason(error: Exception, repo: str) -> str:
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status == 401:
-            return f"the Hugging Face Hub refuses the token for {repo}: log in with one that may write, hf auth login"
-        if status == 402:
-            return f"the Hugging Face Hub makes no Space {repo} without payment: look at the plan of the account there"
-        if status in (403, 404):
-            return f"the token may not write to the Space {repo}: check the name, or take a token that may write to it"
-        if status == 412:
-            return f"the Space {repo} has changed in the meantime: run the command again"
-        said = error.server_message or str(error).strip().split("\n")[0]
-        return f"the Hugging Face Hub refused the Space {repo}: {said}"
-    if isinstance(error, ValueError):
-        return f"the Hugging Face Hub refuses the front matter of README.md: {' '.join(str(error).split())}"
-    return f"the Hugging Face Hub cannot be reached ({error}): check the connection and run the command again"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     try:
         url = upload(args.repo, ROOT, private=args.private)
-    except SpaceError as e:
+    except PublishError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     print(f"The Space builds now, for some minutes: {url}")

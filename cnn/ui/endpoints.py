@@ -7,13 +7,10 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from urllib.parse import unquote
 
 import gradio as gr
 import torch
 from gradio.data_classes import FileData
-from gradio.utils import get_upload_folder, is_in_or_equal
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
 from cnn import checkpoint
 from cnn.audio import AudioError
@@ -26,8 +23,6 @@ NETWORK = "network"  # events that need it share their places
 PLACES = 4  # in which several may wait for it: it hears several sounds in one pass, and one elsewhere may be slow
 NO_NETWORK = "This page has no network to name sounds with yet; its owner has been told."
 SEND_ONE = "Send one sound file: handle_file(path) with gradio_client, or {'path': what /upload answered}."
-NO_ADDRESS = "Only uploads are heard, no addresses and no files of the server: post yours to /gradio_api/upload first."
-FILE = "/gradio_api/file="
 
 
 class NoNetwork(RuntimeError):
@@ -42,7 +37,8 @@ class SoundFile(FileData):
 
     @classmethod
     def model_validate(cls, value: Any, **how: Any) -> "SoundFile":
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        marked = isinstance(value, dict) and value.get("meta") == {"_type": "gradio.FileData"}
+        if not marked or not isinstance(value.get("path"), str):
             raise gr.Error(SEND_ONE, print_exception=False)
         return super().model_validate(value, **how)
 
@@ -58,35 +54,6 @@ def predict(classifier: Callable[[], Network], sound: Sound, maps: str = "none")
         return network.predict(sound, maps=maps)
     except Unavailable as away:
         raise NoNetwork(f"No network can be asked: {away}.") from away
-
-
-def uploaded(data: Any) -> Any:
-    """What a visitor sends, its files being uploads of this server. Gradio itself would fetch any address, and on a
-    page that is mounted read any file. The address that this server gives an upload stands for it; another is refused.
-    """
-    return traverse(data, _upload, is_file_obj_with_meta)
-
-
-def _upload(file: dict[str, Any]) -> dict[str, Any]:
-    path = file["path"]
-    if is_http_url_like(path):
-        path = unquote(path.partition(FILE)[2])
-    if not path or "\0" in path or not is_in_or_equal(path, get_upload_folder()):
-        raise gr.Error(NO_ADDRESS, print_exception=False)
-    return file | {"path": path}
-
-
-def only_uploads(server: Any) -> Any:
-    """Gradio's MCP server, refusing what it would decode to a file that nobody deletes."""
-    convert = server.convert_strings_to_filedata
-
-    def refusing(arguments: dict[str, Any], places: list) -> Any:
-        if any(isinstance(value, str) and value.startswith("data:") for value in arguments.values()):
-            raise ValueError(NO_ADDRESS)
-        return convert(arguments, places)
-
-    server.convert_strings_to_filedata = refusing
-    return server
 
 
 def offer_endpoints(classifier: Callable[[], Network]) -> None:

@@ -1,6 +1,7 @@
 """Pictures and words as the page shows them: HTML with true alternative text. Everything from outside is escaped."""
 
 import base64
+import json
 import math
 from collections.abc import Collection
 from html import escape
@@ -22,6 +23,7 @@ from cnn.pictures import (
     tap_title,
     waveform,
 )
+from cnn.serve.payload import matrix
 
 SENTENCES = {
     "bars": "What the network would bet on: the three likeliest of its {classes} classes.",
@@ -38,15 +40,45 @@ SENTENCES = {
 }
 
 
-def figure(picture: Picture, sentence: str = "") -> str:
-    """One picture for both themes (css shows the fitting one) and the sentence that says what one sees."""
+def figure(
+    picture: Picture,
+    sentence: str = "",
+    *,
+    scale: Scale | None = None,
+    values: np.ndarray | None = None,
+    tap: str = "",
+    channel: int | None = None,
+    unit: str = "",
+) -> str:
+    """One picture for both themes (css shows the fitting one) and the sentence that says what one sees.
+
+    With `scale` it lies on the clock: assets/clock.js moves the cursor over it, a click seeks, a drag selects a
+    stretch. With `values` (f, t) as well, the cells that the picture shows, a hover reads value (in `unit`), seconds
+    and Hz, and a click tells others the cell, its `tap` and its `channel`.
+    """
     images = "".join(
         f'<img class="on-{theme}" alt="{escape(picture.alt)}" width="{picture.width}" height="{picture.height}" '
         f'src="data:image/png;base64,{base64.b64encode(picture.png(theme)).decode()}">'
         for theme in ("light", "dark")
     )
     caption = f"<figcaption>{escape(sentence)}</figcaption>" if sentence else ""
-    return f'<figure class="picture">{images}{caption}</figure>'
+    if scale is None:
+        return f'<figure class="picture">{images}{caption}</figure>'
+    tall, wide = picture.pixels.shape
+    box = picture.box
+    left, top, right, bottom = box.left / wide, box.top / tall, box.right / wide, box.bottom / tall
+    data = {"box": f"{left:.6f} {top:.6f} {right:.6f} {bottom:.6f}", "start": scale.start, "seconds": scale.seconds}
+    if values is not None:
+        data |= {"map": json.dumps(matrix(values)), "hop": scale.hop, "unit": unit}
+        data |= {"centres": " ".join(f"{hertz:.5g}" for hertz in scale.centres)}
+    data |= {"tap": tap} if tap else {}
+    data |= {"channel": channel} if channel is not None else {}
+    told = " ".join(f'data-{name}="{escape(str(value))}"' for name, value in data.items())
+    # empty: filled by the clock. It lies on the raster alone, whatever the width at which the picture is shown
+    place = f"left:{left:.5%};top:{top:.5%};width:{right - left:.5%};height:{bottom - top:.5%}"
+    shows = '<i class="stretch" hidden></i><i class="cursor"></i>'
+    plane = f'<div class="plane" tabindex="-1" style="{place}">{shows}</div>'
+    return f'<figure class="picture timed" {told}><div class="drawn">{images}{plane}</div>{caption}</figure>'
 
 
 def scale_of(prediction: Prediction) -> Scale:
@@ -84,6 +116,37 @@ def draw(prediction: Prediction, *, layout: Layout = WIDE, taps: Collection[str]
                 values, scale, title=tap_title(tap), shape=prediction.shapes[tap], layout=layout
             )
     return pictures
+
+
+def transport() -> str:
+    """The clock's buttons: assets/clock.js makes every one of them, wherever it stands, work on the one clock."""
+    return """<div class="transport" role="group" aria-label="Play the sound">
+<button type="button" data-do="play"><span>Play</span></button>
+<button type="button" data-do="loop" aria-pressed="false">Loop</button>
+<div class="seek" role="slider" tabindex="0" aria-label="Place in the sound. Arrows move it, with Shift they
+ select, Space plays, Escape clears" aria-valuemin="0" aria-valuemax="0" aria-valuenow="0">
+<i class="stretch" hidden></i><i class="gone"></i></div><span class="time">0.0 / 0.0 s</span>
+<p class="hint">Click a picture to go there, drag to select a stretch.</p>
+<div class="chosen"><output aria-live="polite" aria-label="Selected"></output>
+<button type="button" data-do="alone">Hear only this</button>
+<button type="button" data-do="name" hidden>Name only this</button>
+<button type="button" data-do="clear">Clear</button></div></div>"""
+
+
+def shown(key: str, picture: Picture, prediction: Prediction, sentence: str = "") -> str:
+    """The HTML of one of what `draw` gives: on the clock, but for the bars, which have no time."""
+    if key == "bars":
+        return figure(picture, sentence)
+    if prediction.mel is None or key == "clip":  # all of the sound
+        config = prediction.mel_config
+        scale = Scale(max(prediction.clip.seconds, 0.1), config.hop_length / config.sample_rate, ())
+        return figure(picture, sentence, scale=scale)
+    scale = scale_of(prediction)
+    if key == "waveform":
+        return figure(picture, sentence, scale=scale)
+    if key == "spectrogram":
+        return figure(picture, sentence, scale=scale, values=prediction.mel, unit="dB")
+    return figure(picture, sentence, scale=scale, values=prediction.maps[key], tap=key)
 
 
 def facts(prediction: Prediction) -> str:

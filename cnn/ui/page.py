@@ -6,8 +6,10 @@ from typing import Any
 import gradio as gr
 
 from cnn.serve.remote import Network
-from cnn.ui.endpoints import SEND_ONE, offer_endpoints, only_uploads, uploaded
+from cnn.ui.endpoints import SEND_ONE, offer_endpoints
+from cnn.ui.inside import build_inside_tab
 from cnn.ui.listen import build_listen_tab
+from cnn.ui.uploads import mend_uploads, no_room, only_uploads, uploaded
 
 TITLE = "What is that sound?"
 
@@ -31,15 +33,26 @@ class Page(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **how: Any) -> list[Any]:
         return await super().preprocess_data(block_fn, uploaded(inputs), *args, **how)
 
+    async def postprocess_data(self, *answer: Any, **how: Any) -> Any:
+        try:
+            return await super().postprocess_data(*answer, **how)
+        except OSError as error:  # the copy of an example finds no room
+            raise gr.Error(no_room(error), print_exception=False) from error
+
 
 def build_page(classifier: Callable[[], Network]) -> gr.Blocks:
     """The whole page. Uploads older than an hour are deleted. Serve it with the arguments of cnn.ui.theme.serving."""
-    with Page(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+    mend_uploads()
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Record or upload a sound. A neural network trained from scratch names it and shows "
             "what it saw.</p>",
             elem_id="title",
         )
-        build_listen_tab(classifier)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Listen", id="listen"):
+                hand = build_listen_tab(classifier)
+            with gr.Tab("Inside", id="inside") as tab:
+                build_inside_tab(classifier, hand, tab)
         offer_endpoints(classifier)
     return page.queue(max_size=64)

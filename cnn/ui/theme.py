@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from cnn.audio import MAX_BYTES
+from cnn.serve.gate import MAX_FORM, TOO_LARGE, ApiError, Gate
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TYPEFACE = "Atkinson Hyperlegible Next"
+SCRIPTS = ("microphone.js", "upload.js", "clock.js", "link.js", "inside.js")
+STYLES = ("page.css", "clock.css", "inside.css")
+MAX_CALL = 2**20  # bytes of a body that is no upload: a call, an event of the page, a tool of MCP
+CALL_TOO_LARGE = "What was sent is larger than the 1 MB of a call; a sound goes to POST /gradio_api/upload first."
+# of Gradio's own, what no page here needs: one runs ffmpeg on a visitor's file, one keeps his session on the disk
+CLOSED = ("/gradio_api/process_recording", "/gradio_api/deep_link")
 
 # one accent, from the middle of the pictures' own colour map
 _ACCENT = gr.themes.Color(
@@ -55,13 +64,14 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def serving(*, locked: bool = False) -> dict[str, Any]:
-    """Arguments that launch() and mount_gradio_app() share. `locked`: with a password, which MCP has no way to ask for.
-    """
-    scripts = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("microphone.js", "upload.js"))
+def serving(*, mcp: bool = True) -> dict[str, Any]:
+    """Arguments that launch() and mount_gradio_app() share. `mcp`: whether language models may call it; they cannot
+    where there is a password, for which MCP has no way to ask."""
+    scripts, styles = ("".join((ASSETS / name).read_text(encoding="utf-8") for name in names)
+                       for names in (SCRIPTS, STYLES))  # fmt: skip
     return {
         "theme": _theme(),
-        "css": _fonts() + (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "css": _fonts() + styles,
         "head": f"<script>{scripts.replace('$MAX_BYTES', str(MAX_BYTES))}</script>",
         "allowed_paths": [str(ASSETS / "examples")],  # a clicked example; the working directory may be elsewhere
         "max_file_size": MAX_BYTES,
@@ -69,5 +79,23 @@ def serving(*, locked: bool = False) -> dict[str, Any]:
         "ssr_mode": False,  # server-side rendering would drop the microphone's script
         "run_history": False,  # nobody's recordings are kept in a browser
         "footer_links": ["api"],
-        "mcp_server": not locked,
+        "enable_monitoring": False,  # nobody's calls are counted
+        "mcp_server": mcp,
     }
+
+
+def guarded(*routes: BaseRoute) -> dict[str, Any]:
+    """The app_kwargs of launch() and of mount_gradio_app(): these routes before the page's own, and all behind a Gate.
+    """
+    return {"routes": list(routes), "middleware": [Middleware(Gate, rule=_let_in)]}
+
+
+def _let_in(path: str) -> tuple[int, str] | None:
+    """Gate's rule for a page that may have the JSON API beside it. Raises ApiError."""
+    if path.startswith("/v1/") or path == "/healthz":
+        return None  # the API counts its own
+    if "://" in path:  # Gradio would fetch /gradio_api/file=https://...
+        raise ApiError(403, "Nothing is fetched from elsewhere; post the sound itself to /gradio_api/upload.")
+    if path in CLOSED:
+        raise ApiError(404, "That is not answered here.")
+    return (MAX_FORM, TOO_LARGE) if path == "/gradio_api/upload" else (MAX_CALL, CALL_TOO_LARGE)

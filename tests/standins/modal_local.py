@@ -77,8 +77,14 @@ class Container:
     name: str
     function: str
     folder: Path
+    since: float = field(default_factory=time.time)
     volumes: dict[str, Path] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
+
+    def kill(self) -> None:
+        if self.process and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @patch_mock_servicer
@@ -163,6 +169,32 @@ class Standin(api_grpc.ModalClientBase):
         self.layout, self.classes = dict(request.function_ids), dict(request.class_ids)
         return pb.AppPublishResponse(url=self.url, deployed_at=time.time())
 
+    @rpc
+    def AppGetLayout(self, request: Message) -> Message:
+        """What `modal serve` asks when a file has changed: it creates the same functions anew."""
+        return pb.AppGetLayoutResponse(app_layout=self._layout([]))
+
+    @rpc
+    def TaskList(self, request: Message) -> Message:
+        return pb.TaskListResponse(
+            tasks=[pb.TaskStats(task_id=c.name, enqueued_at=c.since) for c in self.containers.values()]
+        )
+
+    @rpc
+    def ContainerStop(self, request: Message) -> Message:
+        """Another is started for the next input, with the function as it is then."""
+        for container in self.containers.values():
+            if container.name == request.task_id:
+                container.kill()
+        return pb.ContainerStopResponse()
+
+    def _layout(self, more: list[pb.Object]) -> pb.AppLayout:
+        functions = [pb.Object(object_id=f, function_handle_metadata=self._handle(f)) for f in self.layout.values()]
+        classes = [
+            pb.Object(object_id=c, class_handle_metadata=pb.ClassHandleMetadata()) for c in self.classes.values()
+        ]
+        return pb.AppLayout(objects=[*functions, *classes, *more], function_ids=self.layout, class_ids=self.classes)
+
     async def AppGetLogs(self, stream: Any) -> None:
         request = await stream.recv_message()
         place, end = int((request.last_entry_id or "0").split("-")[0]), time.monotonic() + (request.timeout or 1)
@@ -186,9 +218,7 @@ class Standin(api_grpc.ModalClientBase):
         """End the app and kill its containers."""
         while self.tasks:  # one that is only being started has no process yet
             for container in self.containers.values():
-                if container.process and container.process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(container.process.pid, signal.SIGKILL)
+                container.kill()
             await asyncio.wait(self.tasks, timeout=0.05)
         self.running = False
         await self._notify()
@@ -288,8 +318,10 @@ class Standin(api_grpc.ModalClientBase):
         function = request.existing_function_id or self._new("fu")
         for method, endpoint in [("", plain), *plain.method_definitions.items()]:
             if endpoint.webhook_config.type:
-                endpoint.web_url = self.sites.endpoint(method, partial(self._exchange, function))
-                self.urls[endpoint.function_name] = endpoint.web_url
+                name = endpoint.function_name
+                if not request.existing_function_id or name not in self.urls:
+                    self.urls[name] = self.sites.endpoint(method, partial(self._exchange, function))
+                endpoint.web_url = self.urls[name]
         self.functions[plain.function_name] = choices
         self.ids[function] = plain.function_name, plain, tuple(plain.secret_ids)
         told = pb.FunctionData(function_name=plain.function_name, timeout_secs=plain.timeout_secs)
@@ -462,26 +494,16 @@ class Standin(api_grpc.ModalClientBase):
                 await self._answer(number, failure, pb.DATA_FORMAT_PICKLE)
 
     def _environment(self, container: Container, function: pb.Function, secrets: tuple[str, ...]) -> dict[str, str]:
-        objects = (
-            [pb.Object(object_id=f, function_handle_metadata=self._handle(f)) for f in self.layout.values()]
-            + [pb.Object(object_id=c, class_handle_metadata=pb.ClassHandleMetadata()) for c in self.classes.values()]
-            + [
-                pb.Object(
-                    object_id=v.volume_id,
-                    volume_metadata=pb.VolumeMetadata(
-                        version=pb.VOLUME_FS_VERSION_V1, name=v.volume_id.removeprefix("vo-")
-                    ),
-                )
-                for v in function.volume_mounts
-            ]
-        )
+        objects = []
+        for volume in function.volume_mounts:
+            told = pb.VolumeMetadata(version=pb.VOLUME_FS_VERSION_V1, name=volume.volume_id.removeprefix("vo-"))
+            objects.append(pb.Object(object_id=volume.volume_id, volume_metadata=told))
         for dependency in function.object_dependencies:
             if dependency.object_id.startswith(("im-", "st-")):
                 objects.append(pb.Object(object_id=dependency.object_id))
         arguments = pb.ContainerArguments(
             task_id=container.name, function_id=container.function, app_id="ap", function_def=function,
-            app_layout=pb.AppLayout(objects=objects, function_ids=self.layout, class_ids=self.classes),
-            environment_name="main",
+            app_layout=self._layout(objects), environment_name="main",
         )  # fmt: skip
         path = container.folder / "arguments"
         path.write_bytes(arguments.SerializeToString())
