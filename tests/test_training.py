@@ -338,6 +338,15 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
 
 
+def test_the_share_of_spared_clips_meets_no_defect_at_all():
+    power = torch.rand(400, 16, 20, generator=torch.Generator().manual_seed(0)) + 0.1
+    every = {"lowpass": 1.0, "highpass": 1.0, "silence": 1.0, "noise": 1.0, "background": 1.0, "reverb": 1.0}
+    changed = augment.outside(power.clone(), config.make("resnet34-16k", spared=0.4, **every), MELS["16k"], rng())
+    untouched = torch.isclose(changed, power).all(dim=2).all(dim=1)
+    assert 0.33 < untouched.float().mean() < 0.47
+    assert not torch.isclose(changed, power).all(dim=2)[~untouched].all(dim=1).any()
+
+
 def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
     power = torch.zeros(2, 3, 60)
     power[:, :, 10] = 1.0

@@ -89,9 +89,10 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
         return power  # and draw nothing
     batch, bins, frames = power.shape
     f, t = np.arange(bins), np.arange(frames)
+    spared = rng.random((batch, 1)) < config.spared if config.spared else np.zeros((batch, 1), bool)
 
     def some(probability: float) -> np.ndarray:
-        return rng.random((batch, 1)) < probability
+        return (rng.random((batch, 1)) < probability) & ~spared
 
     if config.reverb:
         wet = np.where(some(config.reverb), rng.uniform(0.3, 1.0, (batch, 1)), 0.0)

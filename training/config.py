@@ -13,7 +13,7 @@ POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop
 NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "noise", "background", "reverb", "coarse")  # fmt: skip
+          "highpass", "silence", "noise", "background", "reverb", "spared", "coarse")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class TrainConfig:
     noise: float = 0.0  # laid over with noise of a random level and colour
     background: float = 0.0  # laid over with another clip, whose name stays out of it
     reverb: float = 0.0  # smeared like a room does, T60 0.2 to 0.8 s
+    spared: float = 0.0  # ... and share of the clips to which nothing of that happens
     mixup: float = 0.75  # share of batches that are mixed, ...
     mixup_end: float = 0.3  # ... in the last part of the run, ...
     mixup_end_share: float = 0.2  # ... which is this share of the epochs

@@ -1,0 +1,426 @@
+"""How faithful the evidence is: the network hears what each method writes, over the clips of one fold and mixtures.
+
+    python -m training.faithfulness --model best_model.pth --data DIR --fold 5 [--second OTHER.pth] [--limit 100]
+
+What is heard is the sound that a person would hear: the mask laid over the original wave (cnn.spectrum.split), and the
+whole front end again. With c the class named first in a sound X, E the evidence, R the remainder and f(.) the
+probability of c (0 where nothing is left to hear), as L-MAC defines them (Paissan et al. 2024, arXiv 2403.13086):
+
+    AI      100 * mean [f(E) > f(X)]                        average increase, higher is better
+    AD      100 * mean max(0, f(X) - f(E)) / f(X)           average drop, lower is better
+    AG      100 * mean max(0, f(E) - f(X)) / (1 - f(X))     average gain, higher is better
+    FF      mean f(X) - f(R)                                faithfulness, higher is better
+    Fid-In  mean [E is named c]                             input fidelity, higher is better
+
+A mask can be sought that fools one network. So a second one, of other weights, may be asked about the same written
+sound: its f(E) of the first one's c, and how often it names E as it names X.
+
+With --json the sounds already heard are kept beside FILE, and the same command goes on from there.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn import cam, explain
+from cnn.audio import SILENCE_DBFS, AudioError, Clip, load, resample
+from cnn.checkpoint import CheckpointError, find
+from cnn.classifier import Classifier, Prediction
+from cnn.perturbation import sought_mask
+from cnn.spectrum import split
+from training.data import DataError, Row, in_folds, read_rows
+
+BASELINES = ("random", "energy")  # masks of the same area as those that were sought
+TARGETS = {"AI": 62.0, "AD": 3.8, "FF": 0.40, "Fid-In": 0.82}  # AD at most, the others at least
+PUBLISHED = {"L-MAC": (61.62, 3.83, 33.48, 0.40, 0.82), "L2I": (6.75, 25.93, 1.25, 0.26, 0.01)}  # AI AD AG FF Fid-In
+PEAK = 0.5  # of a mixture; full scale is 1
+SDR_FLOOR = -60.0  # dB; also of an evidence that holds nothing at all
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """What is explained: a clip of the fold, or a mixture of two."""
+
+    name: str
+    clip: Clip
+    sources: tuple[tuple[str, np.ndarray], ...] = ()  # of a mixture: class and samples as they are in it
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures(whole: np.ndarray, evidence: np.ndarray, remainder: np.ndarray, same: np.ndarray) -> dict[str, float]:
+    """Probabilities of c in X, E and R, (n,) each, and whether E is named c -> AI, AD, AG, FF, Fid-In."""
+    gain = evidence - whole
+    return {
+        "AI": 100 * float(np.mean(gain > 0)),
+        "AD": 100 * float(np.mean(np.maximum(0, -gain) / whole)),
+        "AG": 100 * float(np.mean(np.maximum(0, gain) / np.maximum(1 - whole, 1e-9))),
+        "FF": float(np.mean(whole - remainder)),
+        "Fid-In": float(np.mean(same)),
+    }
+
+
+def si_sdr(estimate: np.ndarray, target: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508) of (N,) against (N,),
+    both without their means, no less than SDR_FLOOR: power of the estimate along the target over the power of the rest.
+    """
+    estimate, target = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, target))
+    along = estimate @ target / max(target @ target, 1e-30) * target
+    held, rest = along @ along, np.sum((estimate - along) ** 2)
+    if held <= 10 ** (SDR_FLOOR / 10) * rest or held == 0:
+        return SDR_FLOOR
+    return 10 * math.log10(held / rest) if rest > 0 else math.inf
+
+
+# --- sounds ----------------------------------------------------------------------------------------------------------
+
+
+def clips(rows: Sequence[Row], limit: int | None, seed: int) -> Iterator[Sound]:
+    """The clips, or `limit` of them drawn by the seed: those of a smaller limit are among those of a larger."""
+    order = range(len(rows)) if limit is None else np.random.default_rng(seed).permutation(len(rows))[:limit]
+    for i in order:
+        yield Sound(rows[i].path.name, load(rows[i].path))
+
+
+def mixtures(rows: Sequence[Row], count: int, seed: int) -> Iterator[Sound]:
+    """`count` sums of two clips of different classes, drawn by the seed, in which both have the same power (0 dB).
+
+    Constant offsets are taken out, the shorter clip lies at the start of the longer, the sum's peak is PEAK. A silent
+    clip is drawn again. Raises DataError where all clips that sound are of one class.
+    """
+    rng, audible = np.random.default_rng([seed, 1]), {}
+    for _ in range(count):
+        for _ in range(1000):
+            pair = [rows[i] for i in rng.choice(len(rows), 2, replace=False)]
+            if pair[0].label == pair[1].label:
+                continue
+            found = [audible.setdefault(r.path, load(r.path)) for r in pair]
+            if not any(c.is_silent for c in found):
+                break
+        else:
+            raise DataError("mixtures want audible clips of two classes")
+        rate = max(c.rate for c in found)
+        parts = [resample(c.samples, c.rate, rate).astype(np.float64) for c in found]
+        parts = [(p - p.mean()) / p.std() for p in parts]
+        length = max(map(len, parts))
+        energy = [np.pad(p / math.sqrt(len(p)), (0, length - len(p))) for p in parts]
+        gain = PEAK / np.abs(sum(energy)).max()
+        held = [(gain * p).astype(np.float32) for p in energy]
+        name = " + ".join(r.path.name for r in pair)
+        sources = tuple((r.label, p) for r, p in zip(pair, held, strict=True))
+        yield Sound(name, Clip(held[0] + held[1], rate, name), sources)
+
+
+def window_of(classifier: Classifier, sound: Sound) -> Sound | None:
+    """The stretch of it that the network hears in the window that a Prediction shows; None for silence."""
+    said = classifier.predict(sound.clip)
+    if not said.labels:
+        return None
+    rate = sound.clip.rate
+    start = round(float(said.starts[said.window]) * rate)
+    held = slice(start, start + round(classifier.mel.seconds * rate))
+    clip = Clip(sound.clip.samples[held], rate, sound.name)
+    return Sound(sound.name, clip, tuple((label, samples[held]) for label, samples in sound.sources))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def methods(classifier: Classifier) -> list[str]:
+    """The rows of the table: 'hirescam layer2', ..., 'perturbation', 'random', 'energy'."""
+    maps = [f"{method} {tap}" for tap in cam.taps(classifier) for method in cam.METHODS]
+    return [*maps, "perturbation", *BASELINES]
+
+
+def masks(classifier: Classifier, clip: Clip, label: str, seed: int) -> dict[str, np.ndarray]:
+    """By method the mask (F, T) that stands for the evidence for `label` in a clip of one window."""
+    waveform, config = classifier.cut(clip)[0][0], classifier.mel
+    frames = sounding(clip, classifier)
+    found = {}
+    for name in methods(classifier)[: -len(BASELINES)]:
+        method, _, tap = name.partition(" ")
+        if method == "perturbation":
+            found[name] = sought_mask(classifier, waveform, label, seed=seed)
+        else:
+            values = cam.cam(classifier, waveform, tap, label, method=method)
+            found[name] = explain.mask_of(values, classifier.model.taps[tap].stride, config)
+    sought = found["perturbation"]
+    rng = np.random.default_rng([seed, 2])
+    found["random"] = explain.random_masks(sought, frames, 1, rng)[0]
+    found["energy"] = loudest(classifier.predict(clip).mel, float(sought[:, :frames].mean()), frames)
+    return found
+
+
+def loudest(mel: np.ndarray, area: float, frames: int) -> np.ndarray:
+    """dB (F, T) -> mask (F, T) of 0 and 1: the loudest cells, so many that they make up `area` of the first `frames`."""
+    inside = mel[:, :frames]
+    chosen = np.zeros(inside.size, np.float32)
+    chosen[np.argsort(-inside, axis=None, kind="stable")[: round(area * inside.size)]] = 1
+    return np.pad(chosen.reshape(inside.shape), ((0, 0), (0, mel.shape[1] - frames)))
+
+
+def sounding(clip: Clip, classifier: Classifier) -> int:
+    """Frames of the window that lie within the clip."""
+    config = classifier.mel
+    return min(int(clip.seconds * config.sample_rate / config.hop_length) + 1, config.frames)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def listen(classifier: Classifier, second: Classifier | None, sound: Sound, seed: int) -> dict[str, Any] | None:
+    """All methods on one sound, as plain types; None where there is nothing to hear."""
+    held = window_of(classifier, sound)
+    if held is None:
+        return None
+    clip, frames = held.clip, sounding(held.clip, classifier)
+    label = classifier.predict(clip).labels[0].name
+    chosen = masks(classifier, clip, label, seed)
+    parts = [clip]
+    for mask in chosen.values():
+        parts += [Clip(p, clip.rate) for p in split(clip.samples, clip.rate, mask, classifier.mel)]
+    said = classifier.predict_batch(parts)
+    again = second.predict_batch([parts[0], *parts[1::2]]) if second else []
+    rows = {}
+    for k, (name, mask) in enumerate(chosen.items()):
+        evidence, remainder = said[1 + 2 * k : 3 + 2 * k]
+        rows[name] = {
+            "area": float(mask[:, :frames].mean()),
+            "evidence": probability(evidence, label),
+            "remainder": probability(remainder, label),
+            "same": named(evidence) == label,
+            "unheard": int(not evidence.labels) + int(not remainder.labels),
+        }
+        if second:
+            rows[name]["second"] = probability(again[1 + k], label)
+            rows[name]["second_same"] = named(again[1 + k]) == named(again[0])
+    answer = {"sound": sound.name, "label": label, "whole": probability(said[0], label), "rows": rows}
+    if second:
+        answer["second"] = probability(again[0], label)
+    if held.sources:
+        answer |= _separation(classifier, held, said[0], label, chosen, parts[1::2], rows, seed)
+    return answer
+
+
+def _separation(
+    classifier: Classifier,
+    held: Sound,
+    said: Prediction,
+    label: str,
+    chosen: dict[str, np.ndarray],
+    evidence: Sequence[Clip],
+    rows: dict[str, dict[str, Any]],
+    seed: int,
+) -> dict[str, Any]:
+    """Adds to each row the SI-SDR of the evidence for source A against A and against B; A is the source whose class the
+    network finds the more probable in the mixture. Where it names the mixture after neither, A's evidence is sought."""
+    (name, a), (_, b) = sorted(held.sources, key=lambda source: -probability(said, source[0]))
+    sounds = [clip.samples for clip in evidence]
+    if name != label:
+        other = masks(classifier, held.clip, name, seed)
+        sounds = [split(held.clip.samples, held.clip.rate, other[row], classifier.mel)[0] for row in chosen]
+    for row, samples in zip(rows.values(), sounds, strict=True):
+        row["sdr"] = [si_sdr(samples, a), si_sdr(samples, b)]
+    return {"a": name, "sdr": [si_sdr(held.clip.samples, a), si_sdr(held.clip.samples, b)]}
+
+
+def probability(said: Prediction, label: str) -> float:
+    """0 where there is nothing to hear: no class has a share in it."""
+    return next((x.probability for x in said.labels if x.name == label), 0.0)
+
+
+def named(said: Prediction) -> str | None:
+    return said.labels[0].name if said.labels else None
+
+
+def measure(
+    classifier: Classifier,
+    data: Path,
+    fold: int,
+    *,
+    second: Classifier | None = None,
+    limit: int | None = None,
+    mixed: int = 100,
+    seed: int = 0,
+    heard: Sequence[dict[str, Any]] = (),
+    keep: Callable[[dict[str, Any]], None] = lambda answer: None,
+) -> dict[str, Any]:
+    """The tables of one fold as plain types (see `pool`). `heard`: answers of an earlier run with the same arguments,
+    in their order; each new one is given to `keep`. Raises AudioError or DataError."""
+    rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
+    if not rows:
+        raise DataError(f"no clip of the network's classes in fold {fold}")
+    rows.sort(key=lambda r: r.path.name)
+    answers = list(heard)
+    for kind, sounds in (("clean", clips(rows, limit, seed)), ("mixture", mixtures(rows, mixed, seed))):
+        known = {a["sound"] for a in answers if a["kind"] == kind}
+        for sound in sounds:
+            if sound.name not in known:
+                answer = listen(classifier, second, sound, seed) or {"sound": sound.name, "rows": {}}
+                answers.append({"kind": kind} | answer)
+                keep(answers[-1])
+    return {"fold": fold, "seed": seed, "tables": pool(answers), "answers": answers}
+
+
+def pool(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """'clean' and 'mixture' (where there are any) -> {sounds, silent: those in which there was nothing to hear, whole:
+    mean f(X), rows}; a row has area, AI, AD, AG, FF, Fid-In, unheard (parts in which nothing was left to hear); with a
+    second network second (its mean f(E)) and second Fid-In, and the table second (its mean f(X)); of mixtures SDR A,
+    SDR B (means, dB) and A before B (share of the mixtures), and the table sdr of the mixtures themselves."""
+    tables = {}
+    for kind in ("clean", "mixture"):
+        every = [a for a in answers if a["kind"] == kind]
+        told = [a for a in every if a["rows"]]
+        if not told:
+            continue
+        whole = np.array([a["whole"] for a in told])
+        table = {"sounds": len(told), "silent": len(every) - len(told), "whole": float(whole.mean()), "rows": {}}
+        if "second" in told[0]:
+            table["second"] = float(np.mean([a["second"] for a in told]))
+        if "sdr" in told[0]:
+            table["sdr"] = np.mean([a["sdr"] for a in told], axis=0).tolist()
+        for name in told[0]["rows"]:
+            column = {key: np.array([a["rows"][name][key] for a in told]) for key in told[0]["rows"][name]}
+            row = {"area": float(column["area"].mean())}
+            row |= figures(whole, column["evidence"], column["remainder"], column["same"])
+            row["unheard"] = int(column["unheard"].sum())
+            if "second" in column:
+                row |= {"second": float(column["second"].mean()), "second Fid-In": float(column["second_same"].mean())}
+            if "sdr" in column:
+                a, b = column["sdr"].T
+                row |= {"SDR A": float(a.mean()), "SDR B": float(b.mean()), "A before B": float(np.mean(a > b))}
+            table["rows"][name] = row
+        tables[kind] = table
+    return tables
+
+
+def missed(row: dict[str, float]) -> list[str]:
+    """The targets that a row of a table does not reach."""
+    return [key for key, goal in TARGETS.items() if (row[key] > goal if key == "AD" else row[key] < goal)]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+COLUMNS = {"area": ".2f", "AI": ".1f", "AD": ".1f", "AG": ".1f", "FF": ".2f", "Fid-In": ".2f", "second": ".2f",
+           "second Fid-In": ".2f", "SDR A": ".1f", "SDR B": ".1f", "A before B": ".2f"}  # fmt: skip
+
+
+def text(tables: dict[str, dict[str, Any]]) -> str:
+    """The tables as lines for people."""
+    lines = []
+    for kind, table in tables.items():
+        what = "clips as they are" if kind == "clean" else "mixtures of two clips at 0 dB"
+        mean = f"mean f(X) {table['whole']:.2f}"
+        if "second" in table:
+            mean += f", second network's {table['second']:.2f}"
+        if "sdr" in table:
+            mean += ", SDR of the mixture itself {:.1f} and {:.1f} dB".format(*table["sdr"])
+        lines.append(f"{table['sounds']} {what}: {mean}")
+        keys = [key for key in COLUMNS if key in next(iter(table["rows"].values()))]
+        heads = {"second": "2nd f(E)", "second Fid-In": "2nd Fid-In", "A before B": "A > B"}
+        lines.append(f"{'method':<18}" + "".join(f"{heads.get(key, key):>12}" for key in keys))
+        for name, row in table["rows"].items():
+            lines.append(f"{name:<18}" + "".join(f"{row[key]:>12{COLUMNS[key]}}" for key in keys))
+        reached = [name for name, row in table["rows"].items() if not missed(row)]
+        lines.append(f"all of {_goals()}: {', '.join(reached) or 'none'}")
+        unheard = {name: row["unheard"] for name, row in table["rows"].items() if row["unheard"]}
+        if unheard:
+            told = ", ".join(f"{name} {count}" for name, count in unheard.items())
+            lines.append(f"parts below {SILENCE_DBFS:g} dBFS, in which nothing is heard and f is 0: {told}")
+        lines.append("")
+    for name, values in PUBLISHED.items():
+        told = " ".join(f"{key} {value:g}" for key, value in zip(("AI", "AD", "AG", "FF", "Fid-In"), values, strict=True))
+        lines.append(f"published for {name} (CNN14, other mixtures): {told}")
+    return "\n".join(lines)
+
+
+def _goals() -> str:
+    return ", ".join(f"{key} {'<=' if key == 'AD' else '>='} {goal:g}" for key, goal in TARGETS.items())
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.faithfulness", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="best_model.pth; default: the network in the box")
+    parser.add_argument("--second", help="best_model.pth of another network that hears the same evidence")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
+    parser.add_argument("--fold", type=int, default=5)
+    parser.add_argument("--limit", type=int, help="only so many clips of the fold; 0: none, the mixtures only")
+    parser.add_argument("--mixtures", type=int, default=100, help="of two clips of the fold; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips drawn, the mixtures and the masks")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--json", type=Path, help="also write the tables there, with every sound's answers")
+    args = parser.parse_args(argv)
+    try:
+        if min(args.mixtures, args.limit or 0, args.seed) < 0:
+            raise ValueError("--limit, --mixtures and --seed must be 0 or more")
+        path = find(args.model)
+        classifier = Classifier.open(path, args.device)
+        second = Classifier.open(args.second, args.device) if args.second else None
+        for network in filter(None, (classifier, second)):
+            if args.fold in network.checkpoint.provenance.get("folds_trained_on", []):
+                print(f"warning: {network.path} was trained on fold {args.fold}; this says nothing about new sounds")
+        if second and (unknown := set(classifier.labels) - set(second.labels)):
+            raise ValueError(f"the second network does not know {', '.join(sorted(unknown)[:3])}: choose another")
+        heard, keep = _kept(args, classifier, second) if args.json else ([], lambda answer: None)
+        begin, before = time.perf_counter(), len(heard)
+
+        def tell(answer: dict[str, Any]) -> None:
+            keep(answer)
+            heard.append(answer)
+            if sys.stderr.isatty():
+                each = (time.perf_counter() - begin) / (len(heard) - before)
+                print(f"\r{len(heard)} sounds, {each:.1f} s each", end="", file=sys.stderr, flush=True)
+
+        table = measure(classifier, args.data, args.fold, second=second, limit=args.limit, mixed=args.mixtures,
+                        seed=args.seed, heard=tuple(heard), keep=tell)  # fmt: skip
+        print(f"{path}, fold {args.fold}\n{text(table['tables'])}")
+        if args.json:
+            args.json.write_text(json.dumps(table) + "\n")
+            _part(args.json).unlink(missing_ok=True)
+    except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _kept(
+    args: argparse.Namespace, classifier: Classifier, second: Classifier | None
+) -> tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]:
+    """What an interrupted run with the same arguments heard, and how to keep more: a line of JSON for each sound after
+    one that says what made them. Raises OSError, ValueError where the file beside FILE is another run's."""
+    digests = [hashlib.sha256(c.path.read_bytes()).hexdigest() if c else None for c in (classifier, second)]
+    made_by = json.dumps({"networks": digests, "fold": args.fold, "seed": args.seed, "methods": methods(classifier)})
+    path = _part(args.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and lines[0].rstrip("\n") != made_by:
+        raise ValueError(f"{path} was begun with other networks, fold, seed or methods: delete it or choose another name")
+    whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    path.write_text("".join(whole or [made_by + "\n"]))
+
+    def keep(answer: dict[str, Any]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(answer) + "\n")
+
+    return [json.loads(line) for line in whole[1:]], keep
+
+
+if __name__ == "__main__":
+    sys.exit(main())
