@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -25,7 +26,14 @@ from cnn.ui.theme import ASSETS, guarded, serving
 constants.HF_HUB_DISABLE_TELEMETRY = True  # or Gradio's MCP server has a list fetched from huggingface.co
 classifier = Opener()  # this machine's network, the page's and the API's
 page_network = remote_first(classifier)  # the page's; elsewhere if AUDIO_CNN_REMOTE says so
-demo = build_page(page_network)  # loads no weights
+
+
+def boxed(name: str) -> Opener:
+    """A network in the box, the very one that the API serves."""
+    return networks()[0][name]
+
+
+demo = build_page(page_network, boxed)  # loads no weights
 
 
 def warm_up() -> None:
@@ -36,15 +44,16 @@ def warm_up() -> None:
         print(f"The page cannot name sounds yet: {error}", file=sys.stderr)
 
 
+@cache  # of flags that have been read by then
 def networks() -> tuple[dict[str, Opener], str]:
     """What ?model= chooses among: the page's network and those in the box, by their folders. Second: the name of the
     page's, 'given' unless it is one of them."""
-    boxed = sorted(path.parent.name for path in BOX.glob(f"*/{NAMES[0]}"))
+    there = sorted(path.parent.name for path in BOX.glob(f"*/{NAMES[0]}"))
     wanted = classifier.model or os.environ.get("AUDIO_CNN_MODEL")
     if not wanted and not any(Path(name).is_file() for name in NAMES):
         wanted = DEFAULT.parent.name
-    default = wanted if wanted in boxed else "given"
-    others = {name: Opener(name, classifier.device) for name in boxed if name != default}
+    default = wanted if wanted in there else "given"
+    others = {name: Opener(name, classifier.device) for name in there if name != default}
     return {default: classifier} | others, default
 
 
@@ -134,7 +143,7 @@ else:  # on Modal, where app.py is imported; a plain start spares itself a secon
             classifier.model = str(given)
         threading.Thread(target=warm_up, daemon=True).start()
         network = WithFallback(modal_network.ModalClassifier(), classifier)
-        shown, address = build_page(lambda: network), None if modal.is_local() else page.get_web_url()
+        shown, address = build_page(lambda: network, boxed), None if modal.is_local() else page.get_web_url()
         api = gr.mount_gradio_app(
             build_api(*networks()), shown, path="/", app_kwargs=guarded(), **serving(mcp=address is not None)
         )

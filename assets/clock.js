@@ -70,6 +70,7 @@
   };
 
   let frame = 0;
+  let soon = 0;
   let last = -Infinity;
   const run = (stamp) => {
     frame = 0;
@@ -85,7 +86,13 @@
 
   // The end of what is to be heard. Also called where no frames are drawn, in a tab in the background.
   const bound = () => {
-    if (audio.paused || !stretch || !(looping || alone) || audio.currentTime < stretch.to) return;
+    if (audio.paused || !stretch || !(looping || alone)) return;
+    const left = stretch.to - audio.currentTime;
+    if (left > 0) {
+      clearTimeout(soon);
+      if (left < 0.1) soon = setTimeout(bound, 1000 * left); // the next frame may come up to 17 ms late
+      return;
+    }
     if (looping) audio.currentTime = stretch.from;
     else {
       alone = false;
@@ -232,7 +239,8 @@
     else if (event.key === "Escape") clear();
     else if (to === null) return;
     else if (event.shiftKey) {
-      anchor ??= stretch && now === stretch.from ? stretch.to : stretch && now === stretch.to ? stretch.from : now;
+      const at = (end) => Math.abs(now - end) < 0.005; // the player rounds
+      anchor ??= at(stretch?.from) ? stretch.to : at(stretch?.to) ? stretch.from : now;
       seek(to);
       select(anchor, within(to));
     } else {

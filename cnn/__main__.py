@@ -1,17 +1,23 @@
-"""Name sounds in the terminal: python -m cnn clip.wav [more files] [--top 5] [--json] [--maps none|stages|all]
+"""Name sounds in the terminal, or say why: python -m cnn clip.wav [more files] [--top 5] [--json] [--maps stages]
+
+    python -m cnn clip.wav --explain [--class dog] [--against cat] [--method hirescam] [--tap layer3] [--out DIR]
 
 Exit code: 0 every file was answered, 1 some file was not, 2 the command or the network is wrong.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:  # torch is loaded only once the command line is known to be right
+    from cnn.audio import Clip
     from cnn.classifier import Classifier, Prediction
+    from cnn.explain import Explanation
 
 STDIN = "-"
 BAR = 24  # characters for 100 %
@@ -36,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--maps", choices=("none", "stages", "all"), default="none", help="feature maps to add (default: none)"
     )
+    why = p.add_argument_group("why", "What in the sound speaks for a class, and whether to believe it.")
+    why.add_argument("--explain", action="store_true", help="say why instead of naming")
+    why.add_argument("--class", dest="label", metavar="NAME", help="the class to explain (default: the likeliest)")
+    why.add_argument("--against", metavar="NAME", help="why this class and not that one")
+    why.add_argument("--method", help="how the evidence is found, such as hirescam")
+    why.add_argument("--tap", help="the layer that is asked, such as layer3")
+    why.add_argument("--out", metavar="DIR", help="write original.wav, evidence.wav, remainder.wav and map.png there")
     p.add_argument("--model", metavar="PATH", help="a best_model.pth, or the name of a network in the box")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return p
@@ -81,8 +94,67 @@ def text(name: str, prediction: "Prediction", top: int, encoding: str) -> list[s
     return lines
 
 
+def why(name: str, explanation: "Explanation", clip: "Clip") -> list[str]:
+    """The explanation as a person reads it, line by line."""
+    from cnn.audio import duration
+    from cnn.labels import spoken
+
+    source = [duration(clip.seconds), f"{clip.rate / 1000:g} kHz", clip.format]
+    end = explanation.start + explanation.original.clip.seconds
+    rather = f" rather than {spoken(explanation.against)}" if explanation.against else ""
+    how = " on ".join(filter(None, (explanation.method, explanation.tap)))
+    return [
+        f"{name}  ({', '.join(filter(None, source))})",
+        f"  why {spoken(explanation.label)}{rather}: {how}, {explanation.start:.3g} to {end:.3g} s",
+        f"  {explanation.numbers}",
+        f"  {explanation.verdict}",
+        f"  {explanation.where}",
+        *(f"  {note}" for note in clip.notes),
+    ]
+
+
+class Unwritable(Exception):
+    """The folder of --out does not take the files; the message says why."""
+
+
+def keep(files: dict[str, bytes], folder: str) -> None:
+    """Write all files into the folder, which is made if need be, or none. Raises OSError."""
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".explain-", dir=folder) as place:
+        for name, data in files.items():
+            if os.path.isdir(target := os.path.join(folder, name)):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+            with open(os.path.join(place, name), "wb") as file:
+                file.write(data)
+        for name in files:
+            os.replace(os.path.join(place, name), os.path.join(folder, name))
+
+
+def wanted(args: argparse.Namespace) -> dict[str, str]:
+    """What `explain` is asked for beyond its defaults; classes may be written as people do: 'crying baby'."""
+    given = {"method": args.method, "tap": args.tap}
+    given |= {key: name and name.replace(" ", "_") for key, name in (("label", args.label), ("against", args.against))}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def explained(classifier: "Classifier", clip: "Clip", file: str, name: str, args: argparse.Namespace) -> list[str]:
+    """The lines to print about why. Raises AudioError where there is nothing to hear, Unwritable."""
+    from cnn.explain import explain
+
+    explanation = explain(classifier, clip, **wanted(args))
+    if args.out is not None:
+        try:
+            keep(explanation.files(), args.out)
+        except OSError as error:
+            reason = (error.strerror or "input/output error").lower()
+            raise Unwritable(f"{args.out} cannot be written ({reason}): choose another folder") from error
+    if args.json:
+        return [json.dumps({"file": file} | explanation.to_dict(top=args.top), allow_nan=False)]
+    return why(name, explanation, clip)
+
+
 def answer(classifier: "Classifier", file: str, args: argparse.Namespace) -> bool:
-    """Print the answer about one file, or what is wrong with it; False in the second case."""
+    """Print the answer about one file, or what is wrong with it; False in the second case. Raises Unwritable."""
     from cnn import audio
 
     name = "standard input" if file == STDIN else file
@@ -90,6 +162,10 @@ def answer(classifier: "Classifier", file: str, args: argparse.Namespace) -> boo
         sound = file
         if file == STDIN:  # one byte too many is enough for load() to refuse it
             sound = audio.load(sys.stdin.buffer.read(audio.MAX_BYTES + 1), name=name)
+        if args.explain:
+            clip = sound if isinstance(sound, audio.Clip) else audio.load(sound)
+            say(sys.stdout, *explained(classifier, clip, file, name, args))
+            return True
         prediction = classifier.predict(sound, maps=args.maps)
     except audio.AudioError as error:
         if args.json:
@@ -108,15 +184,33 @@ def answer(classifier: "Classifier", file: str, args: argparse.Namespace) -> boo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer about every file; returns the exit code (argparse itself exits with 2)."""
-    args = parser().parse_args(argv)
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    given = [args.label, args.against, args.method, args.tap, args.out]
+    if not args.explain and any(value is not None for value in given):
+        arguments.error("--class, --against, --method, --tap and --out say how to --explain: add that")
+    if args.explain and args.maps != "none":
+        arguments.error("--explain has a map of its own and takes no --maps")
+    if args.out is not None and len(args.files) > 1:
+        arguments.error(
+            "--explain --out is for one FILE: the next one's sounds would take the place of the first one's"
+        )
     from cnn.classifier import Classifier
 
     try:
         classifier = Classifier.open(args.model, device=args.device)
-    except ValueError as error:  # CheckpointError is one; the other kind is a device that is not here
+        if args.explain:
+            from cnn.explain import check
+
+            check(classifier, **wanted(args))
+    except ValueError as error:  # CheckpointError is one; or a device, class, method or tap that is not here
         say(sys.stderr, str(error))
         return 2
-    answered = [answer(classifier, file, args) for file in args.files]
+    try:
+        answered = [answer(classifier, file, args) for file in args.files]
+    except Unwritable as error:
+        say(sys.stderr, str(error))
+        return 2
     return 0 if all(answered) else 1
 
 

@@ -83,7 +83,8 @@ class Picture:
         return self.pixels.shape[0] // DENSITY
 
     def png(self, theme: str = "light") -> bytes:
-        """The picture as an indexed PNG for a 'light' or a 'dark' background (its own is transparent)."""
+        """The picture as an indexed PNG for a 'light' or a 'dark' page (its own background is transparent), or on
+        'paper': white, for a file that a viewer shows on whatever it likes."""
         height, width = self.pixels.shape
         head = struct.pack(">2I5B", width, height, 8, 3, 0, 0, 0)
         colours, alphas = _palette(theme)
@@ -106,11 +107,14 @@ def _palette(theme: str) -> tuple[bytes, bytes]:
     colours = np.zeros((256, 3), np.uint8)
     alphas = np.full(256, 255, np.uint8)
     alphas[0] = 0
-    ramp = np.round(np.arange(1, STEPS + 1) / STEPS * 255)
-    for base, colour in ((INK_AT, INK[theme]), (ACCENT_AT, ACCENT[theme])):
-        colours[base + 1 : base + STEPS + 1] = colour
-        alphas[base + 1 : base + STEPS + 1] = ramp
+    ramp = np.arange(1, STEPS + 1) / STEPS
+    for base, by_theme in ((INK_AT, INK), (ACCENT_AT, ACCENT)):
+        colours[base + 1 : base + STEPS + 1] = by_theme["light" if theme == "paper" else theme]
+        alphas[base + 1 : base + STEPS + 1] = np.round(ramp * 255)
     colours[COLOUR:] = np.round(colormaps[COLOUR_MAP](np.linspace(0, 1, COLOURS))[:, :3] * 255)
+    if theme == "paper":
+        colours = np.round(255 - (255.0 - colours) * alphas[:, None] / 255).astype(np.uint8)
+        alphas[:] = 255
     return colours.tobytes(), alphas.tobytes()
 
 

@@ -147,11 +147,13 @@ def find(model: str | os.PathLike | None = None) -> Path:
 
 def _from_hub(repo: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         endpoint = os.environ.get("HF_ENDPOINT")  # another Hub than the public one
         return Path(hf_hub_download(repo, NAMES[0], revision=revision, endpoint=endpoint))
+    except HFValidationError as e:  # '../weights' looks like OWNER/NAME
+        raise CheckpointError(f"{repo} is no file here, and no name on the Hub: give a path, or OWNER/NAME") from e
     except LocalEntryNotFoundError as e:
         raise CheckpointError(f"{repo} is no file here, and the Hugging Face Hub cannot be reached to ask there") from e
     except HfHubHTTPError as e:

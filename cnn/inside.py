@@ -73,7 +73,7 @@ def look(
         raise ValueError(f"{tap} has no channel {wrong[0]}; its channels are 0 to {count - 1}")
     if most < 1:
         raise ValueError(f"the {most} channels that matter most were asked for; ask for 1 or more")
-    waveform, window, start, label = _window(classifier, clip, window, label)
+    waveform, window, start, label = window_of(classifier, clip, window, label)
     logits, values, slope = classifier.gradient(waveform, tap, label)  # (N,), (C, f, t), (C, f, t)
     shares = np.einsum("cft,cft->c", values, slope, dtype=np.float64)
     row = classifier.labels.index(label)
@@ -109,7 +109,7 @@ def gates(classifier: Classifier, clip: Clip, *, window: int | None = None) -> d
     taps = [name for name, tap in classifier.model.taps.items() if not tap.is_map]
     if not taps:
         return {}
-    waveform, *_ = _window(classifier, clip, window, classifier.labels[0])  # gates serve no one class
+    waveform, *_ = window_of(classifier, clip, window, classifier.labels[0])  # gates serve no one class
     _, kept = classifier.read(waveform[None], taps, torch.clone)
     return {tap: values[0] for tap, values in kept.items()}
 
@@ -142,7 +142,7 @@ def _check_tap(classifier: Classifier, tap: str) -> None:
         raise ValueError(f"tap {tap!r} is unknown; {classifier.config.name} has {', '.join(known)}")
 
 
-def _window(
+def window_of(
     classifier: Classifier, clip: Clip, window: int | None, label: str | None
 ) -> tuple[np.ndarray, int, float, str]:
     """(samples,), which window it is, its start in seconds, the label. Raises AudioError and ValueError."""

@@ -35,6 +35,7 @@ from cnn.canvas import (
 )
 
 LOUDEST = 80.0  # dB below the loudest cell of a spectrogram that the colours span
+DIMMED = 0.35  # of its colour, that is left to a cell which is no evidence
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,16 @@ def _raster(values: np.ndarray, low: float, high: float, scale: Scale, box: Box)
     """
     span = high - low if high > low else 1.0
     numbers = np.clip((values.astype(np.float64) - low) / span, 0, 1) * (COLOURS - 1) + COLOUR + 0.5
-    numbers = np.where(np.isfinite(values), numbers, 0).astype(np.uint8)
+    return _spread(np.where(np.isfinite(values), numbers, 0).astype(np.uint8), scale, box)
+
+
+def _spread(values: np.ndarray, scale: Scale, box: Box) -> np.ndarray:
+    """(f, t), lowest frequency first -> the box's pixels, lowest frequency at the foot."""
     width, height, bins = box.right - box.left, box.bottom - box.top, len(scale.centres)
     per_pixel = scale.seconds / scale.hop / width  # frames
     columns = _cells(values.shape[1], scale.frames, width, per_pixel / 2, per_pixel)
     rows = _cells(values.shape[0], bins, height, bins / height / 2 - 0.5, bins / height)
-    return numbers[rows[::-1]][:, columns]
+    return values[rows[::-1]][:, columns]
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -314,6 +319,44 @@ def spectrogram(
     if high > low:
         alt += f"; loudest ({labels[2]} dB) at {_place(db, scale)}"
     return Picture(pixels, box, alt + ".")
+
+
+def evidence(
+    db: np.ndarray,
+    mask: np.ndarray,
+    scale: Scale,
+    *,
+    title: str,
+    where: str,
+    floor: float = -math.inf,
+    layout: Layout = WIDE,
+    height: int = 176,
+) -> Picture:
+    """The mel spectrogram (F, T) in dB, as bright as `mask` (F, T) in 0..1 is large, down to DIMMED of its colours, and
+    a line, light within dark, around what is at least half evidence: neither needs an eye for colours. There is no
+    colour bar, for dimmed colours are not those of their dB. `where`: what the picture shows, in words."""
+    ticks = _time_ticks(scale.start, scale.seconds, 6), _pitch_ticks(scale.centres, height)
+    pixels, box = frame(layout, height, *ticks, False).copy(), box_of(layout, height)
+    low, high = _limits(db)
+    colours = _raster(db, max(high - LOUDEST, floor, low), high, scale, box)
+    strength = _spread(mask, scale, box)
+    share = DIMMED + (1 - DIMMED) * strength
+    inner = np.where(colours >= COLOUR, COLOUR + (colours - float(COLOUR)) * share + 0.5, 0).astype(np.uint8)
+    half = strength >= 0.5
+    inner[_grown(half, 2 * DENSITY) & ~half] = COLOUR
+    inner[half & _grown(~half, DENSITY)] = COLOUR + COLOURS - 1
+    pixels[box.top : box.bottom, box.left : box.right] = inner
+    end = write(pixels, title, layout.left, TOP / 2 - 1, layout.text + 0.5, bold=True)
+    write(pixels, "outlined where strong, dimmed where weak", end + 8, TOP / 2 - 1, layout.text)
+    return Picture(pixels, box, f"{title}, drawn over the mel spectrogram: {where}.")
+
+
+def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
+    """(h, w) bool: the region and what lies within so many pixels of it, up, down, left or right."""
+    for axis in (0, 1):
+        padded = np.pad(region, [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)])
+        region = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis=axis).any(axis=-1)
+    return region
 
 
 def feature_map(

@@ -1,7 +1,8 @@
 """A saved report: one HTML file with the sound, the pictures, the numbers, the network and the versions.
 
-It opens offline and asks nothing of anybody; the clock of the page plays it. Without scripts the browser's own player
-does. Everything from outside is escaped, and no script but the clock is allowed to run.
+It opens offline and asks nothing of anybody; the clock of the page plays it, and the parts of it that the explanation
+tells apart. Without scripts the browser's own player does. Everything from outside is escaped, and no script but the
+page's own two is allowed to run.
 """
 
 import base64
@@ -37,6 +38,7 @@ class Drawn:
     pictures: Sequence[str]  # of the sound
     layers: Sequence[str]  # of the network
     facts: str
+    evidence: str = ""  # why the name, and whether to believe it
 
 
 def wav(clip: Clip) -> bytes:
@@ -66,8 +68,10 @@ def report(
     `about`: what else is known of the network, by what it is.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
-    script = (ASSETS / "clock.js").read_text(encoding="utf-8")
-    style = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "clock.css"))
+    script, style = (
+        "".join((ASSETS / name).read_text(encoding="utf-8") for name in names)
+        for names in (("clock.js", "parts.js"), ("report.css", "clock.css", "parts.css"))
+    )
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; media-src data: blob:; style-src 'unsafe-inline'; "
@@ -85,7 +89,7 @@ def report(
 <body><main><h1>{escape(name)}</h1>{drawn.verdict}
 <div class="clock">{drawn.player}</div><audio class="clip" controls src="data:audio/wav;base64,{sound}"></audio>
 {"".join(drawn.pictures)}{drawn.facts}{same}
-{layers}{_numbers(prediction)}
+{drawn.evidence}{layers}{_numbers(prediction)}
 <h2>The network and the versions</h2>{_table(_made(prediction, about or {}, when))}
 </main><script>{script}</script></body></html>
 """

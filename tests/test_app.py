@@ -92,7 +92,7 @@ def test_a_bad_file_gets_its_sentence_and_the_next_one_an_answer(client: Client,
 
 def test_the_public_endpoints_say_what_they_take_and_answer(client: Client):
     told = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(told) == ["/classify", "/models"]
+    assert list(told) == ["/classify", "/maps", "/explain", "/models"]
     assert "50 everyday sounds" in told["/classify"]["description"] and "licence" in told["/models"]["description"]
     (sound,) = told["/classify"]["parameters"]
     assert sound["parameter_name"] == "sound" and "http" not in json.dumps(sound["example_input"])
@@ -114,7 +114,10 @@ def mcp(client: Client, method: str, **parameters: Any) -> dict[str, Any]:
 
 def test_language_models_find_the_same_endpoints_and_hear_only_uploads(client: Client):
     tools = {tool["name"]: tool for tool in mcp(client, "tools/list")["tools"]}
-    assert list(tools) == ["classify", "models"] and "/gradio_api/upload" in tools["classify"]["description"]
+    assert (
+        list(tools) == ["classify", "maps", "explain", "models"]
+        and "/gradio_api/upload" in tools["classify"]["description"]
+    )
     assert "the uploaded file" in tools["classify"]["inputSchema"]["properties"]["sound"]["description"]
     listed = mcp(client, "tools/call", name="models", arguments={})
     assert "resnet34" in listed["content"][0]["text"]
@@ -143,6 +146,8 @@ def test_every_call_that_the_readme_shows_works(client: Client, tiny_classifier:
         )  # fmt: skip
         answer = done.stdout.replace("\\", "")
         assert f"{best['class']}" in answer and f"{best['confidence']}" in answer, done.stdout + done.stderr
+        assert "share" in answer and not done.returncode, done.stdout + done.stderr  # of the maps
+        assert "without it" in answer or "mcp" in block, done.stdout + done.stderr  # why
 
 
 def upload(path: str) -> dict[str, Any]:

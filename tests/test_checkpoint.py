@@ -208,3 +208,5 @@ def test_weights_are_looked_for_in_the_order_of_the_design(tiny: Path, tmp_path:
     assert checkpoint.find(work) == work / "best_model.pth"
     with pytest.raises(CheckpointError, match="in the box: resnet34"):
         checkpoint.find("nowhere.pth")
+    with pytest.raises(CheckpointError, match="no name on the Hub"):  # though it has the form of one
+        checkpoint.find("../nowhere")

@@ -1,8 +1,10 @@
 """python -m cnn: the same answer in the terminal, for people and as JSON; a bad file never costs the good ones."""
 
+import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from cnn import audio
 from cnn.__main__ import bar, main, say
 from cnn.audio import Clip
 from cnn.classifier import Classifier
+from cnn.explain import explain
 from cnn.labels import spoken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +135,83 @@ def test_a_wrong_command_or_network_is_2(wav: Path, broken: Path, capsys):
         with pytest.raises(SystemExit) as error:
             main(arguments)
         assert error.value.code == 2
+
+
+# ---- why
+
+
+def test_why_is_said_in_numbers_a_verdict_and_words(run: Run, tiny_classifier: Classifier, wav: Path, capsys):
+    asked = ["--class", "crying baby", "--against", "dog", "--method", "gradcam", "--tap", "layer2"]
+    assert run(wav, "--explain", *asked) == 0
+    out = capsys.readouterr().out
+    why = explain(tiny_classifier, audio.load(wav), label="crying_baby", against="dog", method="gradcam", tap="layer2")
+    number = r"(?:< 0\.1|> 99\.9|[\d.]+) %"
+    named = ("evidence alone", "without it", "random mask of the same area")
+    assert re.search(" · ".join(f"{name}: crying baby {number}" for name in named), out)
+    assert all(line in out for line in (str(wav), why.numbers, why.verdict, why.where, "gradcam on layer2"))
+    assert "rather than dog" in out and "0 to 5 s" in out
+
+
+def test_evidence_is_written_whole_or_not_at_all(run: Run, wav: Path, tmp_path: Path, capsys, monkeypatch):
+    folder = tmp_path / "new" / "why"
+    assert run(wav, "--explain", "--method", "hirescam", "--out", folder) == 0
+    names = ["evidence.wav", "map.png", "original.wav", "remainder.wav"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    sound = {name: soundfile.read(folder / f"{name}.wav")[0] for name in ("original", "evidence", "remainder")}
+    np.testing.assert_allclose(sound["evidence"] + sound["remainder"], sound["original"], atol=1e-6)
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (blocked := tmp_path / "blocked").mkdir()
+    (blocked / "original.wav").mkdir()  # a folder where a file should be
+    for place in (wav, wav / "below", blocked):
+        assert run(wav, "--explain", "--method", "hirescam", "--out", place) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"{place} cannot be written (")
+    assert [path.name for path in blocked.iterdir()] == ["original.wav"] and wav.is_file()
+
+    def full(path: str, mode: str):
+        if path.endswith("remainder.wav"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, mode)
+
+    monkeypatch.setattr("cnn.__main__.open", full, raising=False)
+    assert run(wav, "--explain", "--class", "rain", "--method", "layercam", "--out", folder) == 2
+    assert "no space left on device" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_why_as_json_is_one_line_a_file(run: Run, wav: Path, broken: Path, tmp_path: Path, capsys):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    assert run(wav, broken, tmp_path / "silent.wav", wav, "--explain", "--json", "--class", "dog", "--top", 2) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in line for line in lines] == [False, True, True, False] and lines[0] == lines[3]
+    assert lines[0]["class"] == "dog" and len(lines[0]["parts"]["evidence"]["predictions"]) == 2
+    assert "Nothing to hear" in lines[2]["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--class", "doorbell"], "class 'doorbell' is unknown; known are dog,"),
+        (["--class", "dog", "--against", "dog"], "name two classes"),
+        (["--method", "magic"], "known are hirescam"),
+        (["--method", "hirescam", "--tap", "layer9"], "layer2, layer3"),
+    ],
+)
+def test_a_why_that_cannot_be_asked_is_one_sentence_and_2(run: Run, wav: Path, tmp_path: Path, capsys, asked, says):
+    assert run(wav, "--explain", *asked, "--out", tmp_path / "why") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err and not (tmp_path / "why").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--class", "dog"], ["--out", "x"], ["--explain", "--maps", "all"], ["b.wav", "--explain", "--out", "x"]],
+)
+def test_flags_that_belong_to_another_question_are_refused(wav: Path, arguments: list[str], capsys):
+    with pytest.raises(SystemExit) as error:
+        main([str(wav), *arguments])
+    assert error.value.code == 2 and "--explain" in capsys.readouterr().err
 
 
 def test_nothing_in_a_name_can_steer_the_terminal(capsys):

@@ -204,6 +204,19 @@ def test_the_clock_goes_by_keyboard(page: Page):
         page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowLeft")
     expect(page.locator(".chosen output")).to_have_text("1.30 to 1.60 s")
+    page.keyboard.press("ArrowRight")  # a move without shift: the next stretch begins elsewhere
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator(".chosen output")).to_have_text("1.70 to 1.80 s")
     page.keyboard.press("Escape")
     assert page.evaluate("clock.stretch") is None
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator(".chosen output")).to_have_text("1.80 to 1.90 s")
+    page.mouse.move(*x_of(page, "Mel", 0.47))
+    page.mouse.down()
+    page.mouse.move(*x_of(page, "Mel", 0.613), steps=3)
+    page.mouse.up()
+    begin, end = page.evaluate("[clock.stretch.from, clock.stretch.to]")
+    assert (begin, end) == pytest.approx((2.35, 3.065), abs=0.02)
+    page.keyboard.press("Shift+ArrowLeft")  # from where the cursor stands, the other end stays
+    assert page.evaluate("[clock.stretch.from, clock.stretch.to]") == pytest.approx([begin - 0.1, end], abs=0.001)
     assert not math.isnan(page.evaluate("Number(document.querySelector('.seek').ariaValueMax)"))

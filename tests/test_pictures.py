@@ -71,6 +71,34 @@ def test_a_tick_stands_where_its_frequency_is():
     assert brightest_row(pictures.spectrogram(db, SCALE)) == pytest.approx(place, abs=1 / 128)
 
 
+def test_evidence_keeps_its_colours_and_a_line_around_it_while_the_rest_is_dimmed():
+    db = np.random.default_rng(0).uniform(-60, 0, (128, 251))
+    mask = np.zeros((128, 251), np.float32)
+    mask[32:64, 100:150] = 1
+    drawn = pictures.evidence(db, mask, SCALE, title="Evidence for dog", where="most evidence 2.0-3.0 s")
+    inner, plain = raster(drawn), raster(pictures.spectrogram(db, SCALE))
+    assert drawn.box == pictures.spectrogram(db, SCALE).box and drawn.alt.endswith("most evidence 2.0-3.0 s.")
+    height, width = inner.shape
+    columns, rows = slice(int(width * 0.41), int(width * 0.58)), slice(int(height * 0.53), int(height * 0.72))
+    np.testing.assert_array_equal(inner[rows, columns], plain[rows, columns])
+    outside = np.s_[: height // 3]
+    assert (inner[outside] <= COLOUR + 0.36 * (plain[outside].astype(float) - COLOUR) + 1).all()
+    light, dark = (inner == 255) & (plain != 255), (inner == COLOUR) & (plain > COLOUR + 10)
+    line = np.flatnonzero(light[height * 5 // 8])  # along one row: the line's left and right sides
+    np.testing.assert_allclose(line[[0, -1]] / width * 5, [2.0, 3.0], atol=0.02)
+    assert (
+        dark[height * 5 // 8][line[0] - 4 : line[0]].all() and dark[height * 5 // 8][line[-1] + 1 : line[-1] + 5].all()
+    )
+
+
+def test_on_paper_nothing_is_transparent_and_the_page_is_white():
+    picture = pictures.bars([("dog", 0.5)])
+    paper = np.asarray(Image.open(io.BytesIO(picture.png("paper"))).convert("RGBA"))
+    light = Image.open(io.BytesIO(picture.png("light"))).convert("RGBA")
+    white = Image.alpha_composite(Image.new("RGBA", light.size, "white"), light)
+    assert (paper[..., 3] == 255).all() and np.abs(paper.astype(int) - np.asarray(white)).max() <= 1
+
+
 def test_map_cells_lie_at_their_own_time_and_pitch():
     # layer3 keeps every 16th frame and bin: the cell (row 2, column 5) is centred on bin 32 and frame 80, 1.6 s
     values = np.zeros((8, 16), np.float32)

@@ -2,138 +2,43 @@
 
 import base64
 import copy
-import json
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 from cnn.audio import AudioError, Clip
 from cnn.checkpoint import CheckpointError
 from cnn.classifier import Classifier, Prediction
-from cnn.serve import remote
-from cnn.serve.api import build_api
+from cnn.serve import connection
+from cnn.serve.connection import Unavailable, wav
 from cnn.serve.payload import INCLUDES, v1
-from cnn.serve.remote import RemoteClassifier, Unavailable, WithFallback, remote_first
+from cnn.serve.remote import RemoteClassifier, WithFallback, remote_first
 from cnn.serve.service import Service
 from cnn.ui.figures import draw, facts, verdict
 from cnn.ui.page import build_page
-from tests.standins.loopback import address, listening
-
-Behaviour = Callable[[BaseHTTPRequestHandler], None]
-SHORT = 1.0  # seconds of patience with a server that is known to be slow
+from tests.standins.rude import SHORT, SLOW, Rude, deaf, dies, late, says, served, trickles, trickles_headers
 
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(connection, "PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")
 def true(tiny_classifier: Classifier) -> Iterator[str]:
     """The address of a server of this project with the tiny network."""
-    service, listener = Service(tiny_classifier), listening()
-    api = build_api({"tiny": lambda: service}, "tiny")
-    server = uvicorn.Server(uvicorn.Config(api, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield address(listener)
-    server.should_exit = True
-    thread.join(10)
+    service = Service(tiny_classifier)
+    with served({"tiny": lambda: service}, "tiny") as url:
+        yield url
     service.close()
-
-
-class Rude:
-    """A server that behaves as it is told, request by request; the last behaviour stays."""
-
-    def __init__(self, *behaviours: Behaviour) -> None:
-        self.requests, outer = 0, self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.requests += 1
-                if deaf not in behaviours:
-                    self.rfile.read(int(self.headers["Content-Length"]))
-                behaviours[min(outer.requests, len(behaviours)) - 1](self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self) -> "Rude":
-        threading.Thread(target=self.server.serve_forever, args=(0.05,)).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def says(body: object, status: int = 200, **headers: str) -> Behaviour:
-    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-
-    def behave(to: BaseHTTPRequestHandler) -> None:
-        to.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            to.send_header(name.replace("_", "-"), value)
-        to.end_headers()
-        to.wfile.write(content)
-
-    return behave
-
-
-def dies(to: BaseHTTPRequestHandler) -> None:
-    """In the middle of its answer."""
-    to.send_response(200)
-    to.send_header("Content-Length", "5000")
-    to.end_headers()
-    to.wfile.write(b'{"predictions": [')
-
-
-def late(to: BaseHTTPRequestHandler) -> None:
-    time.sleep(2 * SHORT)
-
-
-def trickles(to: BaseHTTPRequestHandler) -> None:
-    """Never silent for long, and never done."""
-    to.send_response(200)
-    to.send_header("Content-Length", "5000")
-    to.end_headers()
-    drip(to)
-
-
-def trickles_headers(to: BaseHTTPRequestHandler) -> None:
-    to.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
-    drip(to)
-
-
-def deaf(to: BaseHTTPRequestHandler) -> None:
-    """Takes no more of the question than fits into the line."""
-    time.sleep(2 * SHORT)
-
-
-def drip(to: BaseHTTPRequestHandler) -> None:
-    with suppress(OSError):  # who asked has gone
-        for _ in range(round(60 * SHORT)):
-            to.wfile.write(b" ")
-            to.wfile.flush()
-            time.sleep(0.05)
-
-
-SLOW = (late, trickles, trickles_headers, deaf)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +174,7 @@ def test_an_answer_that_is_not_as_it_should_be_is_not_believed(tone: Clip, answe
 def test_whatever_an_answer_holds_it_is_believed_or_a_reason_and_never_a_bug(tone: Clip, answer: dict, monkeypatch):
     rng = random.Random(0)
     odd = [None, True, -1, 2.5, 10**400, 1e308, float("nan"), "", "<b>", "AAAA", [], {}, [[]], [None] * 50, {"a": 1}]
-    monkeypatch.setattr(remote, "DOWN", -1.0)
+    monkeypatch.setattr(connection, "DOWN", -1.0)
     elsewhere, believed = RemoteClassifier("http://127.0.0.1:9"), 0
     for _ in range(400):
         place = wrong = copy.deepcopy(answer)
@@ -279,7 +184,7 @@ def test_whatever_an_answer_holds_it_is_believed_or_a_reason_and_never_a_bug(ton
                 place[key] = rng.choice(odd)
                 break
             place = place[key]
-        monkeypatch.setattr(elsewhere, "_ask", lambda *_, wrong=wrong: wrong)
+        monkeypatch.setattr(elsewhere.line, "_ask", lambda *_, wrong=wrong: wrong)
         try:
             words(elsewhere.predict(tone, maps="all")) if believed < 5 else elsewhere.predict(tone, maps="all")
             believed += 1
@@ -290,7 +195,7 @@ def test_whatever_an_answer_holds_it_is_believed_or_a_reason_and_never_a_bug(ton
 
 def test_who_is_busy_once_or_breaks_off_once_is_asked_again(tone: Clip, answer: dict, monkeypatch):
     pauses = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(connection.time, "sleep", pauses.append)
     with Rude(says({"error": "Later."}, 429, Retry_After="3"), dies, says(answer)) as server:
         assert RemoteClassifier(server.url).predict(tone).labels[0].name == answer["predictions"][0]["class"]
         assert server.requests == 3 and pauses == [3.0, 0.02]
@@ -310,7 +215,7 @@ def test_only_the_first_visitor_waits_for_a_dead_server_until_it_is_tried_again(
         with pytest.raises(Unavailable, match=r"did not answer within 1 s and is left alone for \d+ s"):
             elsewhere.predict(tone)
         assert server.requests == 1
-    monkeypatch.setattr(remote, "DOWN", 0.0)  # as if it were over at once
+    monkeypatch.setattr(connection, "DOWN", 0.0)  # as if it were over at once
     with Rude(says("gone", 404), says(answer)) as server:
         elsewhere = RemoteClassifier(server.url)
         with pytest.raises(Unavailable):
@@ -321,7 +226,7 @@ def test_only_the_first_visitor_waits_for_a_dead_server_until_it_is_tried_again(
 
 @pytest.mark.parametrize("sign", [says({"error": "Later."}, 429, Retry_After="90"), says({"error": "Too short."}, 400)])
 def test_a_server_that_was_away_and_gives_a_sign_of_life_is_asked_again(tone: Clip, answer: dict, monkeypatch, sign):
-    monkeypatch.setattr(remote, "DOWN", 0.0)
+    monkeypatch.setattr(connection, "DOWN", 0.0)
     with Rude(says("gone", 404), sign, says(answer)) as server:
         elsewhere = RemoteClassifier(server.url)
         for _ in range(2):
@@ -331,7 +236,7 @@ def test_a_server_that_was_away_and_gives_a_sign_of_life_is_asked_again(tone: Cl
 
 
 def test_one_tries_for_all_whether_a_server_is_back(tone: Clip, monkeypatch):
-    monkeypatch.setattr(remote, "DOWN", 0.0)
+    monkeypatch.setattr(connection, "DOWN", 0.0)
     begun = threading.Event()
 
     def wakes(to: BaseHTTPRequestHandler) -> None:
@@ -350,7 +255,7 @@ def test_one_tries_for_all_whether_a_server_is_back(tone: Clip, monkeypatch):
 
 
 def test_more_than_any_true_answer_is_not_taken(tone: Clip, answer: dict, monkeypatch):
-    monkeypatch.setattr(remote, "MAX_ANSWER", 10_000)
+    monkeypatch.setattr(connection, "MAX_ANSWER", 10_000)
     with Rude(says(answer)) as server:
         with pytest.raises(Unavailable, match="gave an answer that makes no sense"):
             RemoteClassifier(server.url).predict(tone)
@@ -365,7 +270,7 @@ def test_while_one_visitor_tries_again_the_others_do_not_find_the_server_down(to
 
     with Rude(falters, says(answer)) as server, ThreadPoolExecutor(1) as other:
         elsewhere = RemoteClassifier(server.url)
-        monkeypatch.setattr(remote, "PAUSE", 0.5)
+        monkeypatch.setattr(connection, "PAUSE", 0.5)
         first = other.submit(elsewhere.predict, tone)
         assert begun.wait(20)
         assert elsewhere.predict(tone).verdict == first.result(20).verdict == "named"
@@ -397,7 +302,7 @@ def test_without_a_network_here_the_visitor_gets_a_sentence_and_the_log_the_reas
 
 @pytest.fixture
 def tone_file(tmp_path: Path, tone: Clip) -> Path:
-    (tmp_path / "tone.wav").write_bytes(remote._wav(tone))
+    (tmp_path / "tone.wav").write_bytes(wav(tone))
     return tmp_path / "tone.wav"
 
 

@@ -196,3 +196,34 @@ def test_a_network_is_opened_once_and_a_missing_one_looked_for_again(tiny: Path,
         services = set(callers.map(lambda _: opener(), range(4)))
     assert services == {opener.opened}
     opener().close()
+
+
+def test_other_work_waits_its_turn_alone_and_who_leaves_makes_room(held: Service, gate: Gate):
+    done = []
+    first, work = held.submit(clip(1)), held.work(clip(2), lambda: done.append(len(gate.batches)) or "seen")
+    second = held.submit(clip(3))
+    with pytest.raises(Busy):
+        held.work(clip(4), lambda: "no room")
+    assert second.cancel()
+    bug = held.work(clip(5), lambda: {}["a bug"])
+    gate.open.set()
+    assert first.result(30).clip.name == "1.wav" and work.result(30) == "seen"
+    assert done == [2]  # after the first of those that waited, before whoever came later
+    assert isinstance(bug.exception(30), KeyError)
+    assert held.submit(clip(7)).result(30).clip.name == "7.wav"  # it stops nobody else
+
+
+def test_weights_that_cannot_be_read_are_not_read_again_for_a_while(tmp_path: Path, tiny: Path, monkeypatch):
+    path, read = tmp_path / "best_model.pth", []
+    path.write_bytes(b"no network")
+    opened = Classifier.open
+    monkeypatch.setattr(Classifier, "open", lambda *asked: read.append(asked) or opened(*asked))
+    opener = Opener(str(path), "cpu")
+    for _ in range(3):
+        with pytest.raises(CheckpointError, match="best_model.pth"):
+            opener()
+    assert len(read) == 1
+    path.write_bytes(tiny.read_bytes())
+    monkeypatch.setattr(module, "FORGIVEN", 0.0)  # as if it were over
+    assert opener().network.startswith("resnet34") and len(read) == 2
+    opener().close()

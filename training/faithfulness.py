@@ -24,35 +24,27 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnn import cam, explain
-from cnn.audio import SILENCE_DBFS, AudioError, Clip, load, resample
+from cnn.audio import SILENCE_DBFS, AudioError, Clip
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier, Prediction
 from cnn.perturbation import sought_mask
 from cnn.spectrum import split
-from training.data import DataError, Row, in_folds, read_rows
+from training.data import DataError, in_folds, read_rows
+from training.mixtures import Sound, clips, mixtures, si_sdr, window_of
 
 BASELINES = ("random", "energy")  # masks of the same area as those that were sought
 TARGETS = {"AI": 62.0, "AD": 3.8, "FF": 0.40, "Fid-In": 0.82}  # AD at most, the others at least
-PUBLISHED = {"L-MAC": (61.62, 3.83, 33.48, 0.40, 0.82), "L2I": (6.75, 25.93, 1.25, 0.26, 0.01)}  # AI AD AG FF Fid-In
-PEAK = 0.5  # of a mixture; full scale is 1
-SDR_FLOOR = -60.0  # dB; also of an evidence that holds nothing at all
-
-
-@dataclass(frozen=True, eq=False)
-class Sound:
-    """What is explained: a clip of the fold, or a mixture of two."""
-
-    name: str
-    clip: Clip
-    sources: tuple[tuple[str, np.ndarray], ...] = ()  # of a mixture: class and samples as they are in it
+PUBLISHED = {
+    "L-MAC": {"AI": 61.62, "AD": 3.83, "AG": 33.48, "FF": 0.40, "Fid-In": 0.82},
+    "L2I": {"AI": 6.75, "AD": 25.93, "AG": 1.25, "FF": 0.26, "Fid-In": 0.01},
+}
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -70,69 +62,6 @@ def figures(whole: np.ndarray, evidence: np.ndarray, remainder: np.ndarray, same
     }
 
 
-def si_sdr(estimate: np.ndarray, target: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508) of (N,) against (N,),
-    both without their means, no less than SDR_FLOOR: power of the estimate along the target over the power of the rest.
-    """
-    estimate, target = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, target))
-    along = estimate @ target / max(target @ target, 1e-30) * target
-    held, rest = along @ along, np.sum((estimate - along) ** 2)
-    if held <= 10 ** (SDR_FLOOR / 10) * rest or held == 0:
-        return SDR_FLOOR
-    return 10 * math.log10(held / rest) if rest > 0 else math.inf
-
-
-# --- sounds ----------------------------------------------------------------------------------------------------------
-
-
-def clips(rows: Sequence[Row], limit: int | None, seed: int) -> Iterator[Sound]:
-    """The clips, or `limit` of them drawn by the seed: those of a smaller limit are among those of a larger."""
-    order = range(len(rows)) if limit is None else np.random.default_rng(seed).permutation(len(rows))[:limit]
-    for i in order:
-        yield Sound(rows[i].path.name, load(rows[i].path))
-
-
-def mixtures(rows: Sequence[Row], count: int, seed: int) -> Iterator[Sound]:
-    """`count` sums of two clips of different classes, drawn by the seed, in which both have the same power (0 dB).
-
-    Constant offsets are taken out, the shorter clip lies at the start of the longer, the sum's peak is PEAK. A silent
-    clip is drawn again. Raises DataError where all clips that sound are of one class.
-    """
-    rng, audible = np.random.default_rng([seed, 1]), {}
-    for _ in range(count):
-        for _ in range(1000):
-            pair = [rows[i] for i in rng.choice(len(rows), 2, replace=False)]
-            if pair[0].label == pair[1].label:
-                continue
-            found = [audible.setdefault(r.path, load(r.path)) for r in pair]
-            if not any(c.is_silent for c in found):
-                break
-        else:
-            raise DataError("mixtures want audible clips of two classes")
-        rate = max(c.rate for c in found)
-        parts = [resample(c.samples, c.rate, rate).astype(np.float64) for c in found]
-        parts = [(p - p.mean()) / p.std() for p in parts]
-        length = max(map(len, parts))
-        energy = [np.pad(p / math.sqrt(len(p)), (0, length - len(p))) for p in parts]
-        gain = PEAK / np.abs(sum(energy)).max()
-        held = [(gain * p).astype(np.float32) for p in energy]
-        name = " + ".join(r.path.name for r in pair)
-        sources = tuple((r.label, p) for r, p in zip(pair, held, strict=True))
-        yield Sound(name, Clip(held[0] + held[1], rate, name), sources)
-
-
-def window_of(classifier: Classifier, sound: Sound) -> Sound | None:
-    """The stretch of it that the network hears in the window that a Prediction shows; None for silence."""
-    said = classifier.predict(sound.clip)
-    if not said.labels:
-        return None
-    rate = sound.clip.rate
-    start = round(float(said.starts[said.window]) * rate)
-    held = slice(start, start + round(classifier.mel.seconds * rate))
-    clip = Clip(sound.clip.samples[held], rate, sound.name)
-    return Sound(sound.name, clip, tuple((label, samples[held]) for label, samples in sound.sources))
-
-
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
@@ -142,27 +71,27 @@ def methods(classifier: Classifier) -> list[str]:
     return [*maps, "perturbation", *BASELINES]
 
 
-def masks(classifier: Classifier, clip: Clip, label: str, seed: int) -> dict[str, np.ndarray]:
+def masks(classifier: Classifier, said: Prediction, label: str, seed: int) -> dict[str, np.ndarray]:
     """By method the mask (F, T) that stands for the evidence for `label` in a clip of one window."""
-    waveform, config = classifier.cut(clip)[0][0], classifier.mel
-    frames = sounding(clip, classifier)
+    waveform, config = classifier.cut(said.clip)[0][0], classifier.mel
+    frames = sounding(said.clip, classifier)
     found = {}
     for name in methods(classifier)[: -len(BASELINES)]:
         method, _, tap = name.partition(" ")
         if method == "perturbation":
-            found[name] = sought_mask(classifier, waveform, label, seed=seed)
+            mask = sought_mask(classifier, waveform, label, seed=seed)
+            found[name] = np.where(np.arange(config.frames) < frames, mask, np.float32(0))
         else:
             values = cam.cam(classifier, waveform, tap, label, method=method)
-            found[name] = explain.mask_of(values, classifier.model.taps[tap].stride, config)
+            found[name] = explain.mask_of(values, classifier.model.taps[tap].stride, config, frames)
     sought = found["perturbation"]
-    rng = np.random.default_rng([seed, 2])
-    found["random"] = explain.random_masks(sought, frames, 1, rng)[0]
-    found["energy"] = loudest(classifier.predict(clip).mel, float(sought[:, :frames].mean()), frames)
+    found["random"] = explain.random_masks(sought, frames, 1, np.random.default_rng([seed, 2]))[0]
+    found["energy"] = loudest(said.mel, float(sought[:, :frames].mean()), frames)
     return found
 
 
 def loudest(mel: np.ndarray, area: float, frames: int) -> np.ndarray:
-    """dB (F, T) -> mask (F, T) of 0 and 1: the loudest cells, so many that they make up `area` of the first `frames`."""
+    """dB (F, T) -> mask (F, T) of 0 and 1: the loudest cells, which make up `area` of the first `frames`."""
     inside = mel[:, :frames]
     chosen = np.zeros(inside.size, np.float32)
     chosen[np.argsort(-inside, axis=None, kind="stable")[: round(area * inside.size)]] = 1
@@ -172,7 +101,7 @@ def loudest(mel: np.ndarray, area: float, frames: int) -> np.ndarray:
 def sounding(clip: Clip, classifier: Classifier) -> int:
     """Frames of the window that lie within the clip."""
     config = classifier.mel
-    return min(int(clip.seconds * config.sample_rate / config.hop_length) + 1, config.frames)
+    return min(math.ceil(clip.seconds * config.sample_rate / config.hop_length) + 1, config.frames)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -184,16 +113,17 @@ def listen(classifier: Classifier, second: Classifier | None, sound: Sound, seed
     if held is None:
         return None
     clip, frames = held.clip, sounding(held.clip, classifier)
-    label = classifier.predict(clip).labels[0].name
-    chosen = masks(classifier, clip, label, seed)
-    parts = [clip]
+    whole = classifier.predict(clip)
+    label = whole.labels[0].name
+    chosen = masks(classifier, whole, label, seed)
+    parts = []
     for mask in chosen.values():
         parts += [Clip(p, clip.rate) for p in split(clip.samples, clip.rate, mask, classifier.mel)]
     said = classifier.predict_batch(parts)
-    again = second.predict_batch([parts[0], *parts[1::2]]) if second else []
+    again = second.predict_batch([clip, *parts[::2]]) if second else []
     rows = {}
     for k, (name, mask) in enumerate(chosen.items()):
-        evidence, remainder = said[1 + 2 * k : 3 + 2 * k]
+        evidence, remainder = said[2 * k : 2 * k + 2]
         rows[name] = {
             "area": float(mask[:, :frames].mean()),
             "evidence": probability(evidence, label),
@@ -204,11 +134,11 @@ def listen(classifier: Classifier, second: Classifier | None, sound: Sound, seed
         if second:
             rows[name]["second"] = probability(again[1 + k], label)
             rows[name]["second_same"] = named(again[1 + k]) == named(again[0])
-    answer = {"sound": sound.name, "label": label, "whole": probability(said[0], label), "rows": rows}
+    answer = {"sound": sound.name, "label": label, "whole": probability(whole, label), "rows": rows}
     if second:
         answer["second"] = probability(again[0], label)
     if held.sources:
-        answer |= _separation(classifier, held, said[0], label, chosen, parts[1::2], rows, seed)
+        answer |= _separation(classifier, held, whole, label, parts[::2], rows, seed)
     return answer
 
 
@@ -217,7 +147,6 @@ def _separation(
     held: Sound,
     said: Prediction,
     label: str,
-    chosen: dict[str, np.ndarray],
     evidence: Sequence[Clip],
     rows: dict[str, dict[str, Any]],
     seed: int,
@@ -227,8 +156,8 @@ def _separation(
     (name, a), (_, b) = sorted(held.sources, key=lambda source: -probability(said, source[0]))
     sounds = [clip.samples for clip in evidence]
     if name != label:
-        other = masks(classifier, held.clip, name, seed)
-        sounds = [split(held.clip.samples, held.clip.rate, other[row], classifier.mel)[0] for row in chosen]
+        others = masks(classifier, said, name, seed).values()
+        sounds = [split(held.clip.samples, held.clip.rate, mask, classifier.mel)[0] for mask in others]
     for row, samples in zip(rows.values(), sounds, strict=True):
         row["sdr"] = [si_sdr(samples, a), si_sdr(samples, b)]
     return {"a": name, "sdr": [si_sdr(held.clip.samples, a), si_sdr(held.clip.samples, b)]}
@@ -255,20 +184,21 @@ def measure(
     heard: Sequence[dict[str, Any]] = (),
     keep: Callable[[dict[str, Any]], None] = lambda answer: None,
 ) -> dict[str, Any]:
-    """The tables of one fold as plain types (see `pool`). `heard`: answers of an earlier run with the same arguments,
-    in their order; each new one is given to `keep`. Raises AudioError or DataError."""
+    """The tables of one fold as plain types (see `pool`). `heard`: answers of an earlier run that are not asked for
+    again, whatever its `limit` and `mixed`; each new one is given to `keep`. Raises AudioError or DataError."""
     rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
     if not rows:
         raise DataError(f"no clip of the network's classes in fold {fold}")
     rows.sort(key=lambda r: r.path.name)
-    answers = list(heard)
+    known = {(answer["kind"], answer["sound"]): answer for answer in heard}
+    answers = []
     for kind, sounds in (("clean", clips(rows, limit, seed)), ("mixture", mixtures(rows, mixed, seed))):
-        known = {a["sound"] for a in answers if a["kind"] == kind}
         for sound in sounds:
-            if sound.name not in known:
+            if (kind, sound.name) not in known:
                 answer = listen(classifier, second, sound, seed) or {"sound": sound.name, "rows": {}}
-                answers.append({"kind": kind} | answer)
-                keep(answers[-1])
+                known[kind, sound.name] = {"kind": kind} | answer
+                keep(known[kind, sound.name])
+            answers.append(known[kind, sound.name])
     return {"fold": fold, "seed": seed, "tables": pool(answers), "answers": answers}
 
 
@@ -339,7 +269,7 @@ def text(tables: dict[str, dict[str, Any]]) -> str:
             lines.append(f"parts below {SILENCE_DBFS:g} dBFS, in which nothing is heard and f is 0: {told}")
         lines.append("")
     for name, values in PUBLISHED.items():
-        told = " ".join(f"{key} {value:g}" for key, value in zip(("AI", "AD", "AG", "FF", "Fid-In"), values, strict=True))
+        told = ", ".join(f"{key} {value:g}" for key, value in values.items())
         lines.append(f"published for {name} (CNN14, other mixtures): {told}")
     return "\n".join(lines)
 
@@ -386,6 +316,8 @@ def main(argv: list[str] | None = None) -> int:
 
         table = measure(classifier, args.data, args.fold, second=second, limit=args.limit, mixed=args.mixtures,
                         seed=args.seed, heard=tuple(heard), keep=tell)  # fmt: skip
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the progress line ends
         print(f"{path}, fold {args.fold}\n{text(table['tables'])}")
         if args.json:
             args.json.write_text(json.dumps(table) + "\n")
@@ -411,7 +343,7 @@ def _kept(
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and lines[0].rstrip("\n") != made_by:
-        raise ValueError(f"{path} was begun with other networks, fold, seed or methods: delete it or choose another name")
+        raise ValueError(f"{path} is of other networks, another fold, seed or table: delete it or name another FILE")
     whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
     path.write_text("".join(whole or [made_by + "\n"]))
 

@@ -23,9 +23,9 @@ def family(prediction: Prediction) -> dict[str, Any]:
         "visualization": {tap: _numbers(values) for tap, values in prediction.maps.items()},
         "input_spectrogram": _numbers(prediction.mel if prediction.mel is not None else np.zeros((0, 0))),
         "waveform": {
-            "values": [_short(x) for x in outline(prediction.clip.samples).tolist()],
+            "values": [short(x) for x in outline(prediction.clip.samples).tolist()],
             "sample_rate": prediction.clip.rate,
-            "duration": _short(prediction.clip.seconds),
+            "duration": short(prediction.clip.seconds),
         },
     }
 
@@ -38,13 +38,13 @@ def v1(prediction: Prediction, top: int, include: Collection[str], classes: Sequ
         "predictions": _named(prediction, top),
         "verdict": prediction.verdict,
         "message": prediction.message,
-        "duration": _short(clip.seconds),
+        "duration": short(clip.seconds),
         "sample_rate": clip.rate,
         "channels": clip.channels,
         "format": clip.format,
         "lossy": clip.lossy,
         "notes": list(clip.notes),
-        "timings": {step: _short(seconds) for step, seconds in prediction.timings.items()},
+        "timings": {step: short(seconds) for step, seconds in prediction.timings.items()},
         "device": prediction.device,
         "network": prediction.network,
     }
@@ -55,12 +55,12 @@ def v1(prediction: Prediction, top: int, include: Collection[str], classes: Sequ
     if "windows" in include:
         answer["windows"] = {
             "starts": [round(x, 4) for x in prediction.starts.tolist()],
-            "probabilities": [[_short(x) for x in row] for row in prediction.window_probabilities.tolist()],
+            "probabilities": [[short(x) for x in row] for row in prediction.window_probabilities.tolist()],
             "shown": prediction.window,
         }
     if "waveform" in include:
         points = outline(clip.samples)
-        answer["waveform"] = matrix(points) | {"sample_rate": clip.rate, "duration": _short(clip.seconds)}
+        answer["waveform"] = matrix(points) | {"sample_rate": clip.rate, "duration": short(clip.seconds)}
     if "spectrogram" in include:
         mel = prediction.mel if prediction.mel is not None else np.zeros((0, 0))
         answer["spectrogram"] = matrix(mel) | {"front_end": asdict(prediction.mel_config)}
@@ -104,13 +104,13 @@ def outline(samples: np.ndarray) -> np.ndarray:
 
 
 def _named(prediction: Prediction, top: int) -> list[dict[str, Any]]:
-    return [{"class": label.name, "confidence": _short(label.probability)} for label in prediction.labels[:top]]
+    return [{"class": label.name, "confidence": short(label.probability)} for label in prediction.labels[:top]]
 
 
 def _numbers(values: np.ndarray) -> dict[str, Any]:
-    return {"shape": list(values.shape), "values": [[_short(x) for x in row] for row in values.tolist()]}
+    return {"shape": list(values.shape), "values": [[short(x) for x in row] for row in values.tolist()]}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Four significant digits; 0 for what JSON cannot say."""
     return float(f"{value:.4g}") if math.isfinite(value) else 0.0

@@ -1,8 +1,11 @@
-"""One network for many callers: a bounded queue, and several sounds in one forward pass.
+"""One network for many callers.
 
     service = Service(Classifier.open())
     service.predict("rain.m4a")               # blocking, from any thread
     service.submit(clip).result()             # a future: asyncio.wrap_future(...), .cancel()
+    service.work(clip, lambda: ...).result()  # what else there is to do with the network, in its turn
+
+The queue is bounded; several sounds are heard in one forward pass.
 """
 
 import logging
@@ -10,8 +13,10 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from cnn.audio import Clip, load
 from cnn.checkpoint import Checkpoint
@@ -21,6 +26,9 @@ from cnn.model import ModelConfig
 
 MAX_SAMPLES = 100_000_000  # of all clips that wait, 400 MB: sixty-four minutes at 192 kHz would take 3 GB
 
+FORGIVEN = 10.0  # seconds for which an Opener that failed does not try again: whoever asks would read it all anew
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -37,8 +45,13 @@ class _Job:
     clip: Clip
     maps: str
     decoded: float  # seconds it took; 0 if it was decoded before
-    answer: "Future[Prediction]" = field(default_factory=Future)
+    work: Callable[[], Any] | None = None  # instead of naming the clip
+    answer: "Future[Any]" = field(default_factory=Future)  # a Prediction, or what `work` gives
     since: float = field(default_factory=time.perf_counter)
+
+    def joins(self, first: "_Job") -> bool:
+        """May it be done in one pass with `first`?"""
+        return self is first or (self.maps == first.maps and self.work is first.work is None)
 
 
 class Service:
@@ -121,9 +134,16 @@ class Service:
         Raises Busy; ValueError for unknown maps."""
         if maps not in MAPS:
             raise ValueError(f"maps {maps!r} is unknown; known are {', '.join(MAPS)}")
-        job = _Job(clip, maps, decoded)
+        return self._place(_Job(clip, maps, decoded))
+
+    def work(self, clip: Clip, work: Callable[[], T]) -> "Future[T]":
+        """As `submit`, for other work on the network than naming the clip, which counts as one that waits. Raises
+        Busy."""
+        return self._place(_Job(clip, "none", 0.0, work))
+
+    def _place(self, job: _Job) -> "Future[Any]":
         with self._change:
-            self.check(len(clip.samples))
+            self.check(len(job.clip.samples))
             self._jobs.append(job)
             self._change.notify()
         return job.answer
@@ -148,27 +168,31 @@ class Service:
             del jobs  # nobody's sound is kept until the next one comes
 
     def _take(self) -> list[_Job]:
-        """The next jobs, all with the same maps; those whose caller has gone are dropped. Empty: closed and done."""
+        """The next that can be done in one pass; those whose caller has gone are dropped. Empty: closed and done."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
                     return []
-                maps, taken, left = self._jobs[0].maps, [], deque()
+                first, taken, left = self._jobs[0], [], deque()
                 while self._jobs:
                     job = self._jobs.popleft()
-                    if len(taken) == self.batch or job.maps != maps:
+                    if len(taken) == self.batch or not job.joins(first):
                         left.append(job)
                     elif job.answer.set_running_or_notify_cancel():
                         taken.append(job)
                     del job
                 self._jobs = left
+                del first
             if taken:
                 return taken
 
     def _answer(self, jobs: list[_Job]) -> None:
         begin = time.perf_counter()
         try:
+            if (work := jobs[0].work) is not None:
+                jobs[0].answer.set_result(work())
+                return
             answers = self._classifier.predict_batch([job.clip for job in jobs], maps=jobs[0].maps)
             if len(answers) != len(jobs):
                 raise RuntimeError(f"{len(answers)} answers to {len(jobs)} sounds")
@@ -190,16 +214,25 @@ class Service:
 class Opener:
     """Calling it gives the service, opened once, at the first call: whatever imports one loads no weights.
 
-    Raises CheckpointError or ValueError as Classifier.open does, at every call until it succeeds.
+    Raises CheckpointError or ValueError as Classifier.open does, at every call until it succeeds; for FORGIVEN seconds
+    without trying again.
     """
 
     def __init__(self, model: str | None = None, device: str = "auto", *, batch: int = 8) -> None:
         self.model, self.device, self.batch = model, device, batch  # may be changed until the first call
         self.opened: Service | None = None
         self._lock = threading.Lock()
+        self._failed: tuple[float, tuple, ValueError] | None = None  # when (monotonic seconds), what, why
 
     def __call__(self) -> Service:
         with self._lock:
             if self.opened is None:
-                self.opened = Service(Classifier.open(self.model, self.device), batch=self.batch)
+                wanted = self.model, self.device
+                if self._failed and self._failed[1] == wanted and time.monotonic() - self._failed[0] < FORGIVEN:
+                    raise type(self._failed[2])(*self._failed[2].args)
+                try:
+                    self.opened = Service(Classifier.open(*wanted), batch=self.batch)
+                except ValueError as error:  # CheckpointError is one
+                    self._failed = time.monotonic(), wanted, type(error)(*error.args)  # without what it was raised in
+                    raise
             return self.opened

@@ -17,7 +17,6 @@ from cnn.classifier import Prediction
 from cnn.labels import spoken
 from cnn.pictures import Scale, bars, feature_map, percent, seconds_in_words, spectrogram
 from cnn.serve.remote import Network
-from cnn.serve.service import Opener
 from cnn.ui.endpoints import NETWORK, PLACES, boxed
 from cnn.ui.figures import figure, scale_of
 from cnn.ui.glass import Glass, glass
@@ -25,7 +24,7 @@ from cnn.ui.guests import Guests
 from cnn.ui.keep import EXAMPLES, InHand, examples
 from cnn.ui.listen import NARROW_SCREEN, Hand
 from cnn.ui.panels import plain
-from cnn.ui.said import FORGOTTEN, alert, busy, page_glass, told
+from cnn.ui.said import FORGOTTEN, alert, busy, page_view, told
 from cnn.ui.strip import short
 
 SIDE = Layout(width=430, left=44, right=62, names=118, text=12)  # two beside each other
@@ -42,9 +41,11 @@ class Side:
 
 
 def build_comparison(
-    classifier: Callable[[], Network], hand: Hand, guests: Guests, own: gr.State, status: gr.HTML
-) -> None:
-    """Lay out and connect it in the Blocks at hand. `own` holds the token of a visitor's network."""
+    classifier: Callable[[], Network], hand: Hand, guests: Guests, own: gr.State, status: gr.HTML,
+    box: Callable[[str], Callable[[], Network]],
+) -> None:  # fmt: skip
+    """Lay out and connect it in the Blocks at hand. `own` holds the token of a visitor's network; `box` as in
+    build_page."""
     with gr.Accordion("Compare with another sound or another network", open=False, elem_id="inside-compare") as fold:
         other = gr.Dropdown([], label="Compare what is in hand with", value=None, elem_id="inside-other")
         result = gr.HTML(
@@ -52,7 +53,7 @@ def build_comparison(
             elem_id="inside-compared",
         )
     narrow = gr.Checkbox(visible=False)  # the browser knows
-    network = cache(Opener)  # of the box, by its folder; opened when it is first compared with
+    network = cache(box)  # by its folder; opened when it is first compared with
 
     def choices(kept: InHand | None, token: str | None) -> Any:
         """The examples but for what is in hand; the networks in the box but for the page's; the visitor's own."""
@@ -82,8 +83,8 @@ def build_comparison(
         yield {status: busy("Comparing")}
 
         def work() -> dict[Any, Any]:
-            seen = page_glass(classifier)
-            here = Side(kept.name, kept.prediction, seen.anatomy())
+            seen, prediction = page_view(classifier, kept.prediction)
+            here = Side(kept.name, prediction, seen.anatomy())
             if what.startswith("sound:"):
                 clip = load(EXAMPLES / examples()[what.removeprefix("sound:")]["file"])
                 there = Side(clip.name, seen.predict(clip), here.anatomy)
@@ -115,24 +116,32 @@ def side_by_side(here: Side, there: Side, layout: Layout) -> str:
     heads = "".join(f"<h3>{escape(side.name)}</h3>" for side in sides)
     named = [side.prediction for side in sides]
     scales = [scale_of(prediction) for prediction in named]
-    rows = ["".join(_bars(prediction, layout) for prediction in named)]
-    rows.append("".join(_sound(p, scale, layout) for p, scale in zip(named, scales, strict=True)))
+    rows = [_pair(sides, [_bars(prediction, layout) for prediction in named])]
+    rows.append(_pair(sides, [_sound(p, scale, layout) for p, scale in zip(named, scales, strict=True)]))
     stages = [tap for tap in here.prediction.maps if "." not in tap or tap.startswith("fpn.")]
     for tap in stages:
         maps = [prediction.maps.get(tap) for prediction in named]
         if any(values is None for values in maps):
             continue
         limits = (min(float(v.min()) for v in maps), max(float(v.max()) for v in maps))
-        pair = "".join(
+        both = [
             figure(
                 feature_map(values, scale, title=tap, shape=p.shapes[tap], layout=layout, height=74, limits=limits),
                 scale=scale, values=values, tap=tap,
             )
             for values, p, scale in zip(maps, named, scales, strict=True)
-        )  # fmt: skip
-        rows.append(pair + (_alike(tap, *maps) if here.anatomy is not there.anatomy else ""))
+        ]  # fmt: skip
+        rows.append(_pair(sides, both) + (_alike(tap, *maps) if here.anatomy is not there.anatomy else ""))
     pairs = "".join(f'<div class="pair">{row}</div>' for row in rows)
     return f'<div class="pair">{heads}</div>{_numbers(sides)}<p>{_agreement(here, there)}</p>{pairs}'
+
+
+def _pair(sides: tuple[Side, Side], pictures: list[str]) -> str:
+    """Beside each other; where one lies below the other, on a phone, with whose each is."""
+    return "".join(
+        f'<div class="side" data-name="{escape(side.name)}">{picture}</div>'
+        for side, picture in zip(sides, pictures, strict=True)
+    )
 
 
 def _bars(prediction: Prediction, layout: Layout) -> str:

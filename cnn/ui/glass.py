@@ -1,107 +1,81 @@
-"""What the Inside tab asks of a network: one small seam. Filled by a network in this process; one elsewhere only needs
-to give the same answers."""
+"""How the page comes to look into its network, be it here or elsewhere: what is shown is all of one network, the one
+that named the sound in hand."""
 
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Protocol
+from functools import lru_cache
 
-import numpy as np
-import torch
-
-from cnn import inside
-from cnn.anatomy import Anatomy, anatomy
-from cnn.atlas import NAME, Atlas, AtlasError, read
-from cnn.audio import Clip
-from cnn.checkpoint import BOX
 from cnn.classifier import Classifier, Prediction
-from cnn.inside import Look
-from cnn.serve.remote import Network
+from cnn.serve.answers import Heard
+from cnn.serve.connection import Unavailable
+from cnn.serve.glass import Glass, LocalGlass, Network, NotAtHand
+from cnn.serve.remote import WithFallback
 from cnn.serve.service import Service
 
 
-class NotAtHand(RuntimeError):
-    """This network cannot be looked into from here. The sentence is for visitors."""
+def view(network: Network, prediction: Prediction) -> tuple[Glass, Prediction]:
+    """To look into the network that `prediction` is of, and `prediction`. If it has gone away and there is a network
+    here, that one has heard the sound and is looked into instead; `device` of its Prediction says so.
+
+    Raises NotAtHand; AudioError and Busy as predict does.
+    """
+    heard = prediction if isinstance(prediction, Heard) else None
+    try:
+        seen = _into(heard.by if heard else network, heard.weights if heard else "")
+        taps = {tap for part in seen.anatomy().parts if part.kind != "gate" for tap in part.taps}
+        if prediction.labels and not taps <= prediction.maps.keys():
+            raise NotAtHand(_ELSEWHERE, "the network elsewhere sent maps of other layers than it has")
+        return seen, prediction
+    except NotAtHand as away:
+        if not isinstance(network, WithFallback):
+            raise
+        try:
+            instead = network.instead(prediction.clip, away.reason, "all")
+        except Unavailable as gone:
+            raise NotAtHand(f"No network can be looked into: {gone}.", str(gone)) from gone
+        return _into(instead.by), instead
 
 
-class Glass(Protocol):
-    """A network that can be looked into. Raises what its computations raise: AudioError, ValueError, NotAtHand."""
-
-    def predict(self, clip: Clip) -> Prediction: ...
-    def anatomy(self) -> Anatomy: ...
-    def look(self, clip: Clip, tap: str, *, label: str | None, window: int, channels: Sequence[int] = ()) -> Look: ...
-    def gates(self, clip: Clip, window: int) -> dict[str, np.ndarray]: ...
-    def widest(self, clip: Clip, window: int) -> tuple[float, float]: ...
-    def kernels(self) -> np.ndarray: ...
-    def atlas(self) -> tuple[Atlas | None, str]: ...
-
-
-class LocalGlass:
-    """A network in this process. Its anatomy, kernels and atlas are read once."""
-
-    def __init__(self, classifier: Classifier, queue: Network | None = None) -> None:
-        """`queue`: who answers predict for it."""
-        self._classifier, self._queue = classifier, queue or classifier
-
-    def predict(self, clip: Clip) -> Prediction:
-        return self._queue.predict(clip, maps="all")
-
-    def anatomy(self) -> Anatomy:
-        return self._anatomy
-
-    def look(self, clip: Clip, tap: str, *, label: str | None, window: int, channels: Sequence[int] = ()) -> Look:
-        return inside.look(self._classifier, clip, tap, label=label, window=window, channels=channels)
-
-    def gates(self, clip: Clip, window: int) -> dict[str, np.ndarray]:
-        return inside.gates(self._classifier, clip, window=window)
-
-    def widest(self, clip: Clip, window: int) -> tuple[float, float]:
-        """The lowest and the highest of all cells of all channels of all maps."""
-        parts, _, _ = self._classifier.cut(clip)
-        _, ends = self._classifier.read(parts[window][None], self._classifier.map_taps, _ends)
-        return min(float(low) for low, _ in ends.values()), max(float(high) for _, high in ends.values())
-
-    def kernels(self) -> np.ndarray:
-        return self._kernels
-
-    def atlas(self) -> tuple[Atlas | None, str]:
-        """What excites its channels; or None and, in words, why there is none."""
-        return self._atlas
-
-    @cached_property
-    def _anatomy(self) -> Anatomy:
-        return anatomy(self._classifier)
-
-    @cached_property
-    def _kernels(self) -> np.ndarray:
-        return inside.kernels(self._classifier)
-
-    @cached_property
-    def _atlas(self) -> tuple[Atlas | None, str]:
-        beside = self._classifier.path and self._classifier.path.with_name(NAME)
-        for path in ([beside] if beside and beside.is_file() else []) + sorted(BOX.glob(f"*/{NAME}")):
-            try:
-                return read(path, self._classifier), ""
-            except AtlasError:  # of other weights
-                continue
-        return None, (
-            "Which sounds excite this channel is not known for this network; python -m cnn.atlas --model FILE finds it "
-            "out and writes it beside the file."
-        )
-
-
-@lru_cache(maxsize=8)
 def glass(network: Network) -> Glass:
-    """To look into `network`. Raises NotAtHand for one that runs elsewhere."""
+    """To look into `network` with no sound in hand. Raises NotAtHand for one that is elsewhere and cannot be."""
+    return into(network)[0]
+
+
+def into(network: Network) -> tuple[Glass, str]:
+    """As `glass`, and why it is the network here if that takes the place of one elsewhere."""
+    if not isinstance(network, WithFallback):
+        return _into(network), ""
+    try:
+        seen = _into(network.first)
+        seen.anatomy()
+        return seen, ""
+    except NotAtHand as away:
+        try:
+            return _into(network.local()), away.reason
+        except ValueError:  # CheckpointError is one
+            raise away from None
+
+
+_ELSEWHERE = (
+    "This page's network runs on another server, which names sounds but does not let visitors look inside it. "
+    "Load a best_model.pth below, or run the app on your own computer."
+)
+
+
+def _into(network: Network, weights: str = "") -> Glass:
+    """Raises NotAtHand."""
+    if isinstance(network, Service | Classifier) or weights:
+        return _kept(network, weights)
+    return _opened(network, weights)
+
+
+def _opened(network: Network, weights: str) -> Glass:
     if isinstance(network, Service):
         return LocalGlass(network.classifier, network)
     if isinstance(network, Classifier):
         return LocalGlass(network)
-    raise NotAtHand(
-        "This page's network runs on another server, which names sounds but does not let visitors look inside it. "
-        "Load a best_model.pth below, or run the app on your own computer."
-    )
+    elsewhere = getattr(network, "glass", None)
+    if elsewhere is None:
+        raise NotAtHand(_ELSEWHERE, "the network elsewhere names sounds only")
+    return elsewhere(weights)
 
 
-def _ends(values: torch.Tensor) -> torch.Tensor:
-    """Lowest and highest cell of one window's map, (1, C, f, t) -> (2,)."""
-    return torch.stack([values.amin(), values.amax()])
+_kept = lru_cache(maxsize=8)(_opened)  # what was once asked of one and the same network need not be asked again

@@ -24,7 +24,7 @@ from cnn.ui.guests import MAX_FILE, Guests
 from cnn.ui.keep import InHand
 from cnn.ui.listen import KEPT, NARROW_SCREEN, Hand
 from cnn.ui.moments import moments
-from cnn.ui.said import FORGOTTEN, NoSuch, alert, busy, page_glass, told
+from cnn.ui.said import FORGOTTEN, NoSuch, alert, busy, page_view, told
 from cnn.ui.stops import HEAD, PICTURE, PYRAMID, Step, stages, stop_title, stop_words, walk
 from cnn.ui.strip import asking, strip
 
@@ -86,8 +86,11 @@ class Room:
         return panels.Ruler(scale_of(self.prediction), narrow, colours, self.widest)
 
 
-def build_inside_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) -> None:
-    """Lay out and connect the tab in the Blocks at hand. Nothing is computed until `tab` is opened."""
+def build_inside_tab(
+    classifier: Callable[[], Network], hand: Hand, tab: gr.Tab, box: Callable[[str], Callable[[], Network]]
+) -> None:
+    """Lay out and connect the tab in the Blocks at hand. Nothing is computed until `tab` is opened. `box` as in
+    build_page."""
     guests = Guests()
     room = gr.State(None, time_to_live=KEPT)
     own = gr.State(None, time_to_live=KEPT, delete_callback=guests.dismiss)  # the token of a visitor's network
@@ -111,7 +114,7 @@ def build_inside_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab)
                     value=panels.OWN, label="Colour scale", elem_id="inside-colours",
                 )  # fmt: skip
             below = gr.HTML(elem_id="inside-below")
-        build_comparison(classifier, hand, guests, own, status)
+        build_comparison(classifier, hand, guests, own, status, box)
         with gr.Accordion("Your own network", open=False, elem_id="inside-own"):
             gr.HTML(
                 f"<p>Load a <code>best_model.pth</code> that was trained with this project (at most "
@@ -126,7 +129,12 @@ def build_inside_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab)
     outputs = [status, empty, desk, top, sound, large, stop, choices, label, below, room]
 
     def enter(
-        kept: InHand | None, before: Room | None, network: str, token: str | None, scale: str, is_narrow: bool,
+        kept: InHand | None,
+        before: Room | None,
+        network: str,
+        token: str | None,
+        scale: str,
+        is_narrow: bool,
         is_shown: bool = True,
     ) -> Iterator[dict[Any, Any]]:
         """Another sound or another network: all is drawn anew, at the same stop if there is one."""
@@ -141,9 +149,12 @@ def build_inside_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab)
         yield {status: busy("Opening the network")}
 
         def draw() -> dict[Any, Any]:
-            through = partial(page_glass, classifier) if token is None else partial(guests.seen, token)
-            seen = through()
-            prediction = kept.prediction if token is None else seen.predict(kept.prediction.clip)
+            if token is None:
+                seen, prediction = page_view(classifier, kept.prediction)
+            else:
+                seen = guests.seen(token)
+                prediction = seen.predict(kept.prediction.clip)
+            through = partial(guests.seen, token) if token else lambda: seen
             entered = Room(kept, token, through, prediction, seen.anatomy())
             if before and _is_stop(before.view.stop, entered.anatomy):
                 entered.view = replace(before.view, channel=None, step=None)
@@ -365,5 +376,6 @@ def _headline(room: Room) -> str:
     whose = "" if room.token is None else " (your own)"
     return (
         f'<header class="inside-head"><h2>{escape(room.hand.name)}</h2><p>{escape(spoken(best.name))}, '
-        f"{percent(best.probability)} sure · {window} · {escape(prediction.network)}{whose}</p></header>"
+        f"{percent(best.probability)} sure · {window} · {escape(prediction.network)}{whose} "
+        f"on {escape(prediction.device)}</p></header>"
     )

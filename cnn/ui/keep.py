@@ -17,13 +17,17 @@ from cnn.classifier import Prediction
 from cnn.labels import spoken
 from cnn.pictures import percent
 from cnn.report import Drawn, report, wav
+from cnn.serve.glass import NotAtHand
 from cnn.serve.remote import Network
-from cnn.ui.endpoints import predict
+from cnn.ui.endpoints import TOLD, predict
+from cnn.ui.evidence import section
 from cnn.ui.figures import draw, facts, sentence, shown, transport, verdict
+from cnn.ui.glass import view
 from cnn.ui.theme import ASSETS
 
 EXAMPLES = ASSETS / "examples"
 SHORTEST = 0.04  # seconds; a little below assets/clock.js's own, for addresses are rounded
+SAME = 0.01  # by how much logits of one network may differ: an address holds two digits, and processors differ by less
 LINK = """<div class="link" hidden><label>Link to this sound <input type="text" readonly></label>
 <button type="button">Copy</button> <span role="status"></span></div>"""
 
@@ -57,6 +61,20 @@ def place(text: str, length: float) -> float:
     return seconds
 
 
+def answered(prediction: Prediction) -> str:
+    """The answer as an address holds it, 'dog-12.34': name and logit, by which another network can be told."""
+    return f"{prediction.labels[0].name}-{prediction.labels[0].logit:.2f}" if prediction.labels else ""
+
+
+def is_answer(text: str, prediction: Prediction) -> bool:
+    """Whether an address with this text was made of the same answer."""
+    name, _, logit = text.partition("-")
+    try:
+        return name == prediction.labels[0].name and abs(float(logit) - prediction.labels[0].logit) <= SAME
+    except (ValueError, IndexError):
+        return False
+
+
 def alone(classifier: Callable[[], Network], kept: InHand, start: float, end: float) -> str:
     """What the network says of a stretch (seconds) as if it were a sound of its own. Raises what predict does."""
     clip = kept.prediction.clip
@@ -72,15 +90,20 @@ def alone(classifier: Callable[[], Network], kept: InHand, start: float, end: fl
     return f'<p class="alone" role="status">Only {start:.2f} to {end:.2f} s: {said}</p>'
 
 
-def save(network: Network, kept: InHand, link: str, component: gr.components.Component) -> str:
+def save(network: Network, kept: InHand, link: str, component: gr.components.Component, why: str = "") -> str:
     """Write the report of what is in hand where Gradio serves it; its path. Raises OSError."""
-    text = written(network, kept, link)
-    name = "".join(c if c.isalnum() or c in " -_" else "_" for c in kept.name.rpartition(".")[0] or kept.name)[:60]
-    return save_bytes_to_cache(text.encode(), f"{name or 'sound'} report.html", component.GRADIO_CACHE)
+    text = written(network, kept, link, why)
+    return save_bytes_to_cache(text.encode(), f"{stem(kept.name)} report.html", component.GRADIO_CACHE)
 
 
-def written(network: Network, kept: InHand, link: str) -> str:
-    """The report of what is in hand. `link`: the address that the browser shows; only an example's is used."""
+def stem(name: str) -> str:
+    """The beginning of a file's name, for what is made of the sound."""
+    return "".join(c if c.isalnum() or c in " -_" else "_" for c in name.rpartition(".")[0] or name)[:60] or "sound"
+
+
+def written(network: Network, kept: InHand, link: str, why: str = "") -> str:
+    """The report of what is in hand. `link`: the address that the browser shows; only an example's is used. `why`: the
+    evidence, as cnn.ui.evidence.section; '': that for the first name."""
     prediction = kept.prediction
     stages = [tap for tap in prediction.maps if "." not in tap.removeprefix("fpn.")]
     drawn = draw(prediction, layout=WIDE, taps=stages)
@@ -92,6 +115,7 @@ def written(network: Network, kept: InHand, link: str) -> str:
         pictures=[html[key] for key in above if key in html],
         layers=[html[tap] for tap in stages],
         facts=facts(prediction),
+        evidence=why or _why(network, prediction),
     )
     about = _known_of(network)
     if kept.example:
@@ -99,6 +123,17 @@ def written(network: Network, kept: InHand, link: str) -> str:
         about["Recorded by"] = f"{clip['author']}: {clip['title']} ({clip['licence']}), {clip['url']}"
     http = urlsplit(link).scheme in ("http", "https")
     return report(prediction, kept.name, pieces, link=link[:2000] if kept.example and http else "", about=about)
+
+
+def _why(network: Network, prediction: Prediction) -> str:
+    """The evidence for the first name; where there is none, why not."""
+    if not prediction.labels:
+        return ""
+    try:
+        glass, seen = view(network, prediction)
+        return section(glass.explain(seen.clip, label=seen.labels[0].name, window=seen.window))
+    except (NotAtHand, *TOLD) as error:
+        return f"<h2>Why {escape(spoken(prediction.labels[0].name))}?</h2><p>{escape(str(error))}</p>"
 
 
 def _known_of(network: Any) -> dict[str, str]:

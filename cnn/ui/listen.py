@@ -20,7 +20,7 @@ from cnn.pictures import feature_map, tap_title
 from cnn.serve.remote import Network
 from cnn.ui.endpoints import NETWORK, PLACES, TOLD, predict
 from cnn.ui.figures import draw, facts, figure, scale_of, sentence, shown, transport, verdict
-from cnn.ui.keep import EXAMPLES, LINK, SHORTEST, InHand, alone, examples, place, playable, save
+from cnn.ui.keep import EXAMPLES, LINK, SHORTEST, InHand, alone, answered, examples, is_answer, place, playable, save
 from cnn.ui.uploads import no_room
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
@@ -36,8 +36,8 @@ EMPTY = """
 MICROPHONE = "The microphone is asked for the plain sound: no echo cancellation, noise suppression or automatic gain."
 KEPT = 3600  # seconds that the maps of an answer wait for a fold to be opened
 FORGOTTEN = "<p>Kept for an hour only; hear the sound again.</p>"
-TO_THE_ANSWER = """(sound, played, example, stretch) => {
-  window.link.set({ example });
+TO_THE_ANSWER = """(sound, played, example, answer, stretch) => {
+  window.link.set({ example, answer });
   window.clock.load(played?.url).then(() => stretch && window.clock.select(...stretch));
   const name = document.getElementById("name");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -46,7 +46,8 @@ TO_THE_ANSWER = """(sound, played, example, stretch) => {
   if (name) window.sayIfUnplayable(sound);
   return [];
 }"""  # on a phone the answer lies below the input
-ASKED_FOR = "...['example', 'from', 'to'].map(window.link.asked)"
+ASKED_FOR = "...['example', 'answer', 'from', 'to'].map(window.link.asked)"
+OTHER_NUMBERS = "Another one answers here now, so the numbers are not those of the link."
 STRETCH = "(hand) => [hand, window.clock.stretch?.from ?? 0, window.clock.stretch?.to ?? 0]"
 DOWNLOAD = """(file) => {
   const link = document.createElement("a");
@@ -108,15 +109,15 @@ def build_listen_tab(classifier: Callable[[], Network]) -> Hand:
     played, saved = gr.File(visible=False), gr.File(visible=False)  # the sound as it was heard; the report
     example, stretch = gr.Textbox(visible=False), gr.JSON(visible=False)  # what an address holds
     start, end = gr.Number(visible=False), gr.Number(visible=False)  # what the browser sends of them
-    start_text, end_text, address = (gr.Textbox(visible=False) for _ in range(3))
+    answer_text, start_text, end_text, address = (gr.Textbox(visible=False) for _ in range(4))
     naming = gr.Button("Name only the stretch", visible="hidden", elem_id="name-stretch")  # the clock presses it
-    parts = [answer, player, only, pictures, keep, unsaved, played, example, stretch]
+    parts = [answer, player, only, pictures, keep, unsaved, played, example, answer_text, stretch]
     outputs = [sound, problem, status, *parts, layers, *stages, *folds.values(), *blocks.values(), hand]
 
     def cleared() -> dict[Any, Any]:
         return {
             problem: "", answer: EMPTY, player: gr.HTML(visible=False), keep: gr.Row(visible=False), played: None,
-            example: "", stretch: None, layers: gr.Column(visible=False), hand: None,
+            example: "", answer_text: "", stretch: None, layers: gr.Column(visible=False), hand: None,
             **dict.fromkeys([only, pictures, unsaved], ""),
             **dict.fromkeys([*stages, *blocks.values()], ""),
             **{fold: gr.Accordion(open=False) for fold in folds.values()},
@@ -144,6 +145,7 @@ def build_listen_tab(classifier: Callable[[], Network]) -> Hand:
         update = cleared() | {answer: html["answer"], status: _status("Done. Ready for the next sound.")}
         update |= {pictures: html["pictures"], player: gr.HTML(visible=True), keep: gr.Row(visible=True)}
         update |= {hand: InHand(prediction, prediction.clip.name or "Recording", address), example: address}
+        update[answer_text] = answered(prediction)
         try:
             update[played] = playable(prediction.clip, played)
         except OSError as error:
@@ -162,8 +164,9 @@ def build_listen_tab(classifier: Callable[[], Network]) -> Hand:
         for k, update in enumerate(hear(path, is_narrow, address=Path(file).stem)):
             yield update | ({sound: path} if k == 0 else {})
 
-    def restore(asked: str, begin: str, finish: str, is_narrow: bool) -> Iterator[dict[Any, Any]]:
-        """What the page's address asks for: nothing, an example, or a stretch of it."""
+    def restore(asked: str, before: str, begin: str, finish: str, is_narrow: bool) -> Iterator[dict[Any, Any]]:
+        """What the page's address asks for: nothing, an example, or a stretch of it. `before`: what was answered when
+        the address was made."""
         if not asked:
             yield {unsaved: ""}
             return
@@ -172,8 +175,11 @@ def build_listen_tab(classifier: Callable[[], Network]) -> Hand:
             yield {problem: _alert("This link leads nowhere.", said)}
             return
         for update in hear_example(examples()[asked]["file"], is_narrow):
-            if (kept := update.get(hand)) and (begin or finish):
-                update |= stretched(kept, begin, finish)
+            if kept := update.get(hand):
+                update |= stretched(kept, begin, finish) if begin or finish else {}
+                if before and not is_answer(before, kept.prediction):
+                    other = _alert("This link was made with another network.", OTHER_NUMBERS)
+                    update[only] = other + update.get(only, "")
             yield update
 
     def stretched(kept: InHand, begin: str, finish: str) -> dict[Any, Any]:
@@ -231,11 +237,11 @@ def build_listen_tab(classifier: Callable[[], Network]) -> Hand:
             api_name=f"hear_{Path(file).stem}", **quiet,
         ))  # fmt: skip
     heard.append(Context.root_block.load(
-        restore, [example, start_text, end_text, narrow], outputs, js=f"() => [{ASKED_FOR}, {NARROW_SCREEN}]",
-        api_name="restore", **quiet,
+        restore, [example, answer_text, start_text, end_text, narrow], outputs,
+        js=f"() => [{ASKED_FOR}, {NARROW_SCREEN}]", api_name="restore", **quiet,
     ))  # fmt: skip
     for event in heard:
-        event.success(None, [sound, played, example, stretch], js=TO_THE_ANSWER)
+        event.success(None, [sound, played, example, answer_text, stretch], js=TO_THE_ANSWER)
     naming.click(name_stretch, [hand, start, end], only, js=STRETCH, api_name="name_stretch", **quiet)
     saving.click(
         save_report, [hand, address], [saved, unsaved], js="(hand) => [hand, window.link.address()]",

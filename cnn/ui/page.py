@@ -6,10 +6,12 @@ from typing import Any
 import gradio as gr
 
 from cnn.serve.remote import Network
+from cnn.serve.service import Opener
 from cnn.ui.endpoints import SEND_ONE, offer_endpoints
 from cnn.ui.inside import build_inside_tab
 from cnn.ui.listen import build_listen_tab
 from cnn.ui.uploads import mend_uploads, no_room, only_uploads, uploaded
+from cnn.ui.why import build_why_tab
 
 TITLE = "What is that sound?"
 
@@ -26,7 +28,7 @@ class Page(gr.Blocks):
         self._mcp = server and only_uploads(server)
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
-        if block_fn.api_name == "classify" and not inputs:
+        if block_fn.api_name in ("classify", "maps", "explain") and not inputs:
             raise gr.Error(SEND_ONE, print_exception=False)
         super().validate_inputs(block_fn, inputs)
 
@@ -40,8 +42,11 @@ class Page(gr.Blocks):
             raise gr.Error(no_room(error), print_exception=False) from error
 
 
-def build_page(classifier: Callable[[], Network]) -> gr.Blocks:
-    """The whole page. Uploads older than an hour are deleted. Serve it with the arguments of cnn.ui.theme.serving."""
+def build_page(classifier: Callable[[], Network], box: Callable[[str], Callable[[], Network]] = Opener) -> gr.Blocks:
+    """The whole page. Uploads older than an hour are deleted. Serve it with the arguments of cnn.ui.theme.serving.
+
+    `box`: what opens a network in the box, by its folder, to compare with; the JSON API's own, where it stands beside.
+    """
     mend_uploads()
     with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
         gr.HTML(
@@ -53,6 +58,8 @@ def build_page(classifier: Callable[[], Network]) -> gr.Blocks:
             with gr.Tab("Listen", id="listen"):
                 hand = build_listen_tab(classifier)
             with gr.Tab("Inside", id="inside") as tab:
-                build_inside_tab(classifier, hand, tab)
+                build_inside_tab(classifier, hand, tab, box)
+            with gr.Tab("Why", id="why") as tab:
+                build_why_tab(classifier, hand, tab)
         offer_endpoints(classifier)
     return page.queue(max_size=64)

@@ -119,10 +119,7 @@ def channels(look: Look, ruler: Ruler, opened: int | None) -> str:
             f"map. Many steps are still to come, so the sum is rough: all {count} shares come to {total}, the logit of "
             f"{name} is {plain(look.logit)}."
         )
-    return (
-        f'<p class="trust">{trust}{silent}</p>'
-        f'{_all_shares(look)}<div class="channels">{"".join(cards)}</div>'
-    )
+    return f'<p class="trust">{trust}{silent}</p>{_all_shares(look)}<div class="channels">{"".join(cards)}</div>'
 
 
 def _statistics(channel: Channel, look: Look) -> str:
@@ -193,7 +190,7 @@ def gates(now: np.ndarray, average: Sequence[float] | None, tap: str, most: int 
     picked = [order[:most], order[::-1][:most]]
     tables = "".join(
         f'<table class="gates"><caption>{title}</caption><tr><th scope="col">channel</th><th scope="col">gate now</th>'
-        f"<th scope=\"col\">{'usual' if usual is not None else ''}</th></tr>"
+        f'<th scope="col">{"usual" if usual is not None else ""}</th></tr>'
         + "".join(_gate(int(k), float(now[k]), None if usual is None else float(usual[k])) for k in side)
         + "</table>"
         for title, side in zip(("Opened", "Shut"), picked, strict=True)
@@ -247,7 +244,7 @@ def head(prediction: Prediction, look: Look, most: int = 5) -> str:
     return (
         '<div class="head-tables"><table><caption>The likeliest names</caption><tr><th scope="col">name</th>'
         f'<th scope="col">logit</th><th scope="col">probability</th></tr>{rows}</table><table><caption>What makes the '
-        f"score of {name}: the {len(parts)} largest of {len(look.shares)} shares</caption><tr><th scope=\"col\">"
+        f'score of {name}: the {len(parts)} largest of {len(look.shares)} shares</caption><tr><th scope="col">'
         f'{escape(look.tap)}</th><th scope="col">share</th><td></td></tr>{strokes}</table></div>'
         f'<p class="trust">All shares come to {signed(float(look.shares.sum()))}; with the {kind}, '
         f"{signed(look.rest)}, that makes the logit of {name}, {plain(look.logit)}.</p>"

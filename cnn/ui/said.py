@@ -1,15 +1,15 @@
 """How the Inside tab comes to the page's network, says what it is doing and what went wrong."""
 
-import sys
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from cnn.serve.remote import Network
-from cnn.ui.endpoints import NO_NETWORK, TOLD, NoNetwork
-from cnn.ui.glass import Glass, NotAtHand, glass
+from cnn.classifier import Prediction
+from cnn.serve.glass import Glass, Network, NotAtHand
+from cnn.ui.endpoints import TOLD, opened
+from cnn.ui.glass import view
 
 FORGOTTEN = "The sound in hand is kept for an hour only; hear it again on the Listen tab."
 
@@ -37,10 +37,7 @@ def told(work: Callable[[], dict[Any, Any]], status: gr.HTML) -> Iterator[dict[A
         raise
 
 
-def page_glass(classifier: Callable[[], Network]) -> Glass:
-    """To look into the page's network. Raises NoNetwork and NotAtHand."""
-    try:
-        return glass(classifier())
-    except ValueError as error:  # CheckpointError is one
-        print(f"The page cannot look inside: {error}", file=sys.stderr)
-        raise NoNetwork(NO_NETWORK) from error
+def page_view(classifier: Callable[[], Network], prediction: Prediction) -> tuple[Glass, Prediction]:
+    """To look into the page's network that `prediction` is of, and `prediction`; where that network has gone away, into
+    the one here, and what that one says of the sound. Raises NoNetwork, NotAtHand, AudioError, Busy."""
+    return view(opened(classifier), prediction)

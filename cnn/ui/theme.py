@@ -13,8 +13,8 @@ from cnn.serve.gate import MAX_FORM, TOO_LARGE, ApiError, Gate
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TYPEFACE = "Atkinson Hyperlegible Next"
-SCRIPTS = ("microphone.js", "upload.js", "clock.js", "link.js", "inside.js")
-STYLES = ("page.css", "clock.css", "inside.css")
+SCRIPTS = ("microphone.js", "upload.js", "clock.js", "link.js", "inside.js", "parts.js", "why.js")
+STYLES = ("page.css", "clock.css", "inside.css", "parts.css", "why.css")
 MAX_CALL = 2**20  # bytes of a body that is no upload: a call, an event of the page, a tool of MCP
 CALL_TOO_LARGE = "What was sent is larger than the 1 MB of a call; a sound goes to POST /gradio_api/upload first."
 # of Gradio's own, what no page here needs: one runs ffmpeg on a visitor's file, one keeps his session on the disk

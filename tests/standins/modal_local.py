@@ -7,23 +7,18 @@ environment, and volumes: a container works on a copy, and what it does not comm
 container is when its app ends. Not real: images, GPUs, time-outs and retries, which are in `functions`, and that
 several inputs are computed at once: `waiting` tells how many there were.
 
-Containers live in mount and host-name namespaces (`unshare`), so that volumes lie where the functions expect them; the
-host name tells which container calls. The service definition comes with Modal's package (modal_proto), as does the
-helper that answers what is not written here with UNIMPLEMENTED. Only one app runs at a time.
+The service definition comes with Modal's package (modal_proto), as does the helper that answers what is not written
+here with UNIMPLEMENTED. Only one app runs at a time. What it stores is in modal_stored.py, containers are in
+modal_container.py, web endpoints in modal_web.py.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
-import shlex
-import shutil
-import signal
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,29 +28,15 @@ from typing import Any
 import grpclib.server
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpclib import GRPCError, Status
 from modal._utils.grpc_testing import patch_mock_servicer
 from modal._utils.grpc_utils import custom_detail_codec
-from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 
 from tests.standins.loopback import address, event_loop, listening
+from tests.standins.modal_container import Container, objects_of
+from tests.standins.modal_stored import BUILDER, Stored, rpc
 from tests.standins.modal_web import Message as AsgiMessage
-from tests.standins.modal_web import Sites, chunk, message
-
-MOUNTS = Path("/mnt")  # covered by an empty file system in containers; volumes are mounted below it
-BUILDER = "2025.06"
-SUCCESS = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
-Handler = Callable[[Any, Any], Awaitable[None]]
-
-
-def rpc(answer: Callable[[Any, Any], Message | None]) -> Handler:
-    """A handler of one request and one answer; nothing returned: Empty."""
-
-    async def handler(self: "Standin", stream: Any) -> None:
-        await stream.send_message(answer(self, await stream.recv_message()) or Empty())
-
-    return handler
+from tests.standins.modal_web import chunk, message
 
 
 @dataclass
@@ -70,30 +51,13 @@ class Call:
     outward: list[pb.DataChunk] = field(default_factory=list)
 
 
-@dataclass
-class Container:
-    """A process of one function. `volumes`: where its copies lie, by volume."""
-
-    name: str
-    function: str
-    folder: Path
-    since: float = field(default_factory=time.time)
-    volumes: dict[str, Path] = field(default_factory=dict)
-    process: asyncio.subprocess.Process | None = None
-
-    def kill(self) -> None:
-        if self.process and self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-
 @patch_mock_servicer
-class Standin(api_grpc.ModalClientBase):
-    """The tests read `functions` (a choice of each) and `waiting` by name, `commits`: volume, {file: mtime in ns}."""
+class Standin(Stored):
+    """The tests read `functions` (a choice of each) and `waiting` by name."""
 
     def __init__(self, root: Path, url: str) -> None:
-        self.root, self.url = root, url
-        self.numbers: Counter[str] = Counter()
+        super().__init__(root)
+        self.url = url
         self.changed = asyncio.Condition()
         self.logs: list[tuple[int, str]] = []
         self.running = False
@@ -101,37 +65,17 @@ class Standin(api_grpc.ModalClientBase):
         self.layout: dict[str, str] = {}  # function by name, in the app that runs
         self.classes: dict[str, str] = {}  # class by name, in it
         self.urls: dict[str, str] = {}  # of web endpoints, by the name of the function or CLASS.METHOD
-        self.sites = Sites()
-        self.blobs_url = ""
-        self.images: dict[str, pb.Image] = {}
-        self.sources: dict[str, list[pb.MountFile]] = {}
-        self.secrets: dict[str, dict[str, str]] = {}  # by name
         self.calls: dict[str, Call] = {}
         self.asked: dict[str, tuple[Call, int]] = {}  # input -> its call and place
         self.queues: dict[str, asyncio.Queue[pb.FunctionGetInputsItem]] = defaultdict(asyncio.Queue)
-        self.containers: dict[str, Container] = {}  # by function
         self.tasks: set[asyncio.Task] = set()
         self.functions: dict[str, list[pb.Function]] = {}
-        self.commits: list[tuple[str, dict[str, int]]] = []
         self.waiting: Counter[str] = Counter()
-        self.hold_at = 0  # the commit of this number is never answered: the container waits until it is killed
-        for folder in ("blobs", "volumes", "containers"):
-            (root / folder).mkdir()
 
     def environment(self) -> dict[str, str]:
         """For Modal's commands."""
         token = {"MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test", "MODAL_CONFIG_PATH": "/dev/null/none"}
         return os.environ | token | {"MODAL_SERVER_URL": self.url}
-
-    def volume(self, name: str) -> Path:
-        """What has been committed to it."""
-        folder = self.root / "volumes" / name
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def _new(self, prefix: str) -> str:
-        self.numbers[prefix] += 1
-        return f"{prefix}-{self.numbers[prefix]:04d}"
 
     async def _notify(self) -> None:
         async with self.changed:
@@ -222,82 +166,6 @@ class Standin(api_grpc.ModalClientBase):
             await asyncio.wait(self.tasks, timeout=0.05)
         self.running = False
         await self._notify()
-
-    # --- images, local source, secrets
-
-    @rpc
-    def ImageGetOrCreate(self, request: Message) -> Message:
-        image = "im-" + hashlib.sha256(request.image.SerializeToString(deterministic=True)).hexdigest()[:12]
-        self.images[image] = request.image
-        metadata = pb.ImageMetadata(image_builder_version=BUILDER)
-        return pb.ImageGetOrCreateResponse(image_id=image, result=SUCCESS, metadata=metadata)
-
-    @rpc
-    def MountBatchedCheckExistence(self, request: Message) -> Message:
-        missing = [digest for digest in request.sha256_hex_hashes if not (self.root / "blobs" / digest).exists()]
-        return pb.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
-
-    @rpc
-    def MountPutFile(self, request: Message) -> Message:
-        blob = self.root / "blobs" / request.sha256_hex
-        if request.WhichOneof("data_oneof") == "data_blob_id":
-            (self.root / "blobs" / request.data_blob_id).rename(blob)
-        elif request.WhichOneof("data_oneof") == "data" or request.sha256_hex == hashlib.sha256(b"").hexdigest():
-            blob.write_bytes(request.data)
-        return pb.MountPutFileResponse(exists=blob.exists())
-
-    @rpc
-    def BlobCreate(self, request: Message) -> Message:
-        """A large file goes by HTTP."""
-        self.blobs_url = self.blobs_url or self.sites.uploads(self.root / "blobs")
-        blob = self._new("bl")
-        return pb.BlobCreateResponse(blob_ids=[blob], upload_urls=pb.UploadUrlList(items=[f"{self.blobs_url}/{blob}"]))
-
-    @rpc
-    def MountGetOrCreate(self, request: Message) -> Message:
-        mount = "mo-modal" if request.deployment_name else self._new("mo")  # its own packages are installed here
-        self.sources[mount] = list(request.files)
-        metadata = pb.MountHandleMetadata(content_checksum_sha256_hex="0" * 64)
-        return pb.MountGetOrCreateResponse(mount_id=mount, handle_metadata=metadata)
-
-    @rpc
-    def SecretGetOrCreate(self, request: Message) -> Message:
-        name = request.deployment_name or self._new("anonymous")  # a function's own env is a secret without a name
-        if request.object_creation_type != pb.OBJECT_CREATION_TYPE_UNSPECIFIED:
-            self.secrets[name] = dict(request.env_dict)
-        if name not in self.secrets:
-            raise GRPCError(Status.NOT_FOUND, f"Secret {name!r} not found in environment 'main'")
-        if missing := [key for key in request.required_keys if key not in self.secrets[name]]:
-            raise GRPCError(Status.FAILED_PRECONDITION, f"Secret is missing key(s): {missing}")
-        return pb.SecretGetOrCreateResponse(secret_id=f"st-{name}")
-
-    # --- volumes
-
-    @rpc
-    def VolumeGetOrCreate(self, request: Message) -> Message:
-        self.volume(request.deployment_name)
-        metadata = pb.VolumeMetadata(version=pb.VOLUME_FS_VERSION_V1, name=request.deployment_name)
-        return pb.VolumeGetOrCreateResponse(
-            volume_id=f"vo-{request.deployment_name}", version=pb.VOLUME_FS_VERSION_V1, metadata=metadata
-        )
-
-    @rpc
-    def VolumeListFiles(self, request: Message) -> Message:
-        """The top folder, whatever is asked for."""
-        names = (path.name for path in self.volume(request.volume_id.removeprefix("vo-")).iterdir())
-        return pb.VolumeListFilesResponse(entries=[pb.FileEntry(path=name) for name in names])
-
-    async def VolumeCommit(self, stream: Any) -> None:
-        """Whatever the calling container has changed; what it has deleted stays: nothing here deletes."""
-        name = (await stream.recv_message()).volume_id.removeprefix("vo-")
-        caller = next(c for c in self.containers.values() if c.name == stream.metadata["x-modal-node"])
-        volume = self.volume(name)
-        shutil.copytree(caller.volumes[name], volume, dirs_exist_ok=True, copy_function=_copy_if_newer)
-        files = (path for path in volume.rglob("*") if path.is_file())
-        self.commits.append((name, {path.relative_to(volume).as_posix(): path.stat().st_mtime_ns for path in files}))
-        if len(self.commits) == self.hold_at:
-            await asyncio.Event().wait()
-        await stream.send_message(pb.VolumeCommitResponse(skip_reload=True))
 
     # --- functions
 
@@ -459,31 +327,20 @@ class Standin(api_grpc.ModalClientBase):
     async def _run(self, container: Container) -> None:
         """The function's process until it ends; whatever it was asked and has not answered has failed then."""
         _, function, secrets = self.ids[container.function]
-        root = container.folder / "root"
         for mount in function.mount_ids:
-            for file in self.sources[mount]:
-                target = container.folder / file.filename.lstrip("/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.root / "blobs" / file.sha256_hex, target)
-        script = f"set -e; mount -t tmpfs tmpfs {MOUNTS}; echo {container.name} > /proc/sys/kernel/hostname; "
+            container.put_source(self.sources[mount], self.root / "blobs")
         for volume in function.volume_mounts:
-            name, place = volume.volume_id.removeprefix("vo-"), Path(volume.mount_path)
-            if place.parent != MOUNTS:
-                raise ValueError(f"{place} is not in {MOUNTS}")
-            container.volumes[name] = container.folder / "volumes" / name
-            shutil.copytree(self.volume(name), container.volumes[name])
-            script += f"mkdir {place}; mount --bind {shlex.quote(str(container.volumes[name]))} {place}; "
-        container.process = await asyncio.create_subprocess_exec(
-            "unshare", "--mount", "--uts", *["--map-root-user"] * (os.geteuid() != 0),
-            "bash", "-c", f'{script} exec "$@"', "-", sys.executable, "-m", "modal._container_entrypoint",
-            cwd=root, env=self._environment(container, function, secrets), start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            name = volume.volume_id.removeprefix("vo-")
+            container.put_volume(name, self.volume(name))
+        told: dict[str, str] = {}
+        for secret in secrets:
+            told |= self.secrets[secret.removeprefix("st-")]
+        layout = self._layout(objects_of(function))
+        process = await container.start(function, container.environment(function, layout, self.url, told))
         await asyncio.gather(
-            self._log(container.process.stdout, pb.FILE_DESCRIPTOR_STDOUT),
-            self._log(container.process.stderr, pb.FILE_DESCRIPTOR_STDERR),
+            self._log(process.stdout, pb.FILE_DESCRIPTOR_STDOUT), self._log(process.stderr, pb.FILE_DESCRIPTOR_STDERR)
         )
-        code = await container.process.wait()
+        code = await process.wait()
         del self.containers[container.function]
         failure = pb.GenericResult(
             status=pb.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, exception=f"the container ended with {code}"
@@ -492,31 +349,6 @@ class Standin(api_grpc.ModalClientBase):
         for number, (call, _) in self.asked.items():
             if call.function == container.function and number not in answered:
                 await self._answer(number, failure, pb.DATA_FORMAT_PICKLE)
-
-    def _environment(self, container: Container, function: pb.Function, secrets: tuple[str, ...]) -> dict[str, str]:
-        objects = []
-        for volume in function.volume_mounts:
-            told = pb.VolumeMetadata(version=pb.VOLUME_FS_VERSION_V1, name=volume.volume_id.removeprefix("vo-"))
-            objects.append(pb.Object(object_id=volume.volume_id, volume_metadata=told))
-        for dependency in function.object_dependencies:
-            if dependency.object_id.startswith(("im-", "st-")):
-                objects.append(pb.Object(object_id=dependency.object_id))
-        arguments = pb.ContainerArguments(
-            task_id=container.name, function_id=container.function, app_id="ap", function_def=function,
-            app_layout=self._layout(objects), environment_name="main",
-        )  # fmt: skip
-        path = container.folder / "arguments"
-        path.write_bytes(arguments.SerializeToString())
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-        for secret in secrets:
-            kept |= self.secrets[secret.removeprefix("st-")]
-        root = str(container.folder / "root")
-        return kept | {
-            "MODAL_TASK_ID": container.name, "MODAL_IS_REMOTE": "1", "MODAL_SERVER_URL": self.url,
-            "MODAL_CONTAINER_ARGUMENTS_PATH": str(path), "MODAL_IMAGE_ID": function.image_id,
-            "MODAL_ENVIRONMENT": "main", "MODAL_CONFIG_PATH": "/dev/null/none", "PYTHONPATH": root,
-            "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
 
     async def _log(self, reader: asyncio.StreamReader, descriptor: int) -> None:
         async for line in reader:
@@ -534,12 +366,6 @@ def _described(definition: pb.Function | pb.MethodDefinition, **more: Any) -> pb
         web_url=definition.web_url,
         **more,
     )
-
-
-def _copy_if_newer(source: str, target: str) -> None:
-    if not os.path.exists(target) or os.stat(source).st_mtime_ns > os.stat(target).st_mtime_ns:
-        shutil.copy2(source, f"{target}.part")
-        os.replace(f"{target}.part", target)
 
 
 async def _start(root: Path, listener: Any) -> tuple[Standin, grpclib.server.Server]:
