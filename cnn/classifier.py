@@ -196,6 +196,21 @@ class Classifier:
             (slope,) = torch.autograd.grad(logits[row], leaves)
             return tuple(v.detach().cpu().contiguous().numpy() for v in (logits, leaves[0][0], slope[0]))
 
+    @contextmanager
+    def alone(self) -> Iterator[tuple[Callable[[np.ndarray], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]]:
+        """For gradients down to the picture; while it is open, nobody else's forward pass runs. Two functions: one
+        window (samples,) -> mel power (1, F, T), and mel power (B, F, T) -> logits (B, N) with their graph."""
+
+        def power(waveform: np.ndarray) -> torch.Tensor:
+            return self._front_end.power(torch.from_numpy(waveform)[None].to(self._device))
+
+        def listen(power: torch.Tensor) -> torch.Tensor:
+            x = self._front_end.standardise(self._front_end.to_db(power))
+            return self.model(x.to(memory_format=self._memory_format))
+
+        with self._lock, self._exact():
+            yield power, listen
+
     def _forward(
         self, waveforms: np.ndarray, taps: Sequence[str], keep: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, float]]:

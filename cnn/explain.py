@@ -30,7 +30,7 @@ from cnn.pictures import Scale, evidence, hertz_in_words, percent
 from cnn.spectrum import between, split
 
 METHODS = (*cam.METHODS, "perturbation")
-DEFAULT_METHOD, DEFAULT_TAP = "perturbation", "layer3"
+DEFAULT_METHOD, DEFAULT_TAP = "perturbation", "layer2"
 STRONGEST, FAINTEST = 0.2, 0.1  # of a map: the share of its places that count in full; the least that does, of the most
 RANDOM = 3  # random masks that the evidence must beat; odd, so that one of them is the median
 MARGIN = 0.2  # of probability, by which it must

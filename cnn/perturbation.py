@@ -48,19 +48,16 @@ def sought_mask(
     row = classifier.labels.index(label)
     other = None if against is None else classifier.labels.index(against)
     drawn = torch.Generator().manual_seed(seed)
-    with classifier._lock, classifier._exact():  # gradients down to the picture, while nobody else listens
-        device = classifier._device
-        power = classifier._front_end.power(torch.from_numpy(waveform)[None].to(device))  # (1, F, T)
-        grid = torch.full((1, 1, *GRID), START, device=device, requires_grad=True)  # logits
+    with classifier.alone() as (power_of, listen):
+        power = power_of(waveform)
+        grid = torch.full((1, 1, *GRID), START, device=power.device, requires_grad=True)  # logits
         adam = torch.optim.Adam([grid], lr=RATE, betas=(0.8, 0.95))  # forgets fast: there are few steps
         for _ in range(steps):
-            noise = NOISE * torch.randn(grid.shape, generator=drawn).to(device)
+            noise = NOISE * torch.randn(grid.shape, generator=drawn).to(power.device)
             shift = int(torch.randint(-SHIFT, SHIFT + 1, (), generator=drawn))
             mask = _mask(grid + noise, power.shape[-2:])
-            parts = classifier._front_end.to_db(torch.cat([power * mask**2, power * (1 - mask) ** 2]))
-            x = classifier._front_end.standardise(parts.roll(shift, -1))
-            x = x.to(memory_format=classifier._memory_format)
-            odds = _odds(classifier.model(x), row, other)  # (2,) of the evidence and of the remainder
+            parts = torch.cat([power * mask**2, power * (1 - mask) ** 2]).roll(shift, -1)
+            odds = _odds(listen(parts), row, other)  # (2,) of the evidence and of the remainder
             loss = -KEEP * nnf.logsigmoid(odds[0]) - nnf.logsigmoid(-odds[1]) + AREA * mask.mean()
             (slope,) = torch.autograd.grad(loss, [grid])
             grid.grad = _smooth(slope)  # Adam moves every cell as far, those that hardly matter too: not in disorder

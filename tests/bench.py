@@ -2,7 +2,8 @@
 
 (a) the forward pass against this machine's own matrix product in the same precision, (b) the complete answer about a
 WAV against the straightforward path, kept naive below, (c) start of the process to the first answer on its page, (d)
-its peak memory. What is compared is measured in turns, warmed up, and taken as medians. Run it on an idle machine.
+its peak memory, (e) what a visitor waits for in the tabs Inside and Why, the slowest of each. What is compared is
+measured in turns, warmed up, and taken as medians. Run it on an idle machine.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from cnn import checkpoint
 from cnn.classifier import Classifier
 from cnn.mel import LogMel
 from cnn.ui.figures import draw
+from cnn.ui.inside import PAGES
+from cnn.ui.panels import NETWORK, OWN
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the naive path's own way of drawing)
@@ -206,26 +209,53 @@ def peak_bytes(pid: int) -> int | None:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def hear(server: httpx.Client, wav: Path) -> None:
-    """What a visitor's browser does with a chosen file: upload it, start the page's own event, await its answer."""
-    api, session = "/gradio_api", uuid.uuid4().hex
-    with wav.open("rb") as file:
-        path = server.post(f"{api}/upload", files={"files": (wav.name, file)}).raise_for_status().json()[0]
-    sound = {"path": path, "orig_name": wav.name, "meta": {"_type": "gradio.FileData"}}
-    (event,) = (d for d in server.get("/config").json()["dependencies"] if d["api_name"] == "hear")
-    body = {"data": [sound, False, False], "fn_index": event["id"], "session_hash": session}
-    server.post(f"{api}/queue/join", json=body).raise_for_status()
-    with server.stream("GET", f"{api}/queue/data", params={"session_hash": session}) as lines:
-        messages = (json.loads(line.removeprefix("data:")) for line in lines.iter_lines() if line.startswith("data:"))
-        last = next(message for message in messages if message["msg"] == "process_completed")
-    page = json.dumps(last["output"])
-    if not last["success"] or "Answered in" not in page or "Feature map layer4" not in page:
-        raise RuntimeError(f"the page did not answer: {page[:500]}")
+class Visitor:
+    """A browser tab, as far as the server can tell: events of the page, one after the other."""
+
+    def __init__(self, server: httpx.Client) -> None:
+        self.server, self.session = server, uuid.uuid4().hex
+        self.events = {d["api_name"]: d["id"] for d in server.get("/config").raise_for_status().json()["dependencies"]}
+
+    def ask(self, event: str, data: list[object], wanted: str, clicked: object = None) -> float:
+        """Seconds until the event's answer is here. Raises RuntimeError if that does not hold what is wanted."""
+        begin = time.perf_counter()
+        body = {"data": data, "fn_index": self.events[event], "session_hash": self.session, "event_data": clicked}
+        self.server.post("/gradio_api/queue/join", json=body).raise_for_status()
+        told = []
+        with self.server.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as lines:
+            for line in lines.iter_lines():
+                told.append(line)
+                if '"process_completed"' in line:
+                    break
+        seconds = time.perf_counter() - begin
+        page = "".join(told)
+        if not json.loads(told[-1].removeprefix("data:"))["success"] or wanted not in page:
+            raise RuntimeError(f"the page did not answer {event}: {page[-500:]}")
+        return seconds
+
+    def hear(self, wav: Path) -> None:
+        """What a visitor's browser does with a chosen file: upload it, start the page's own event, await its answer."""
+        with wav.open("rb") as file:
+            told = self.server.post("/gradio_api/upload", files={"files": (wav.name, file)})
+        path = told.raise_for_status().json()[0]
+        sound = {"path": path, "orig_name": wav.name, "meta": {"_type": "gradio.FileData"}}
+        self.ask("hear", [sound, False, False], "Feature map layer4")
+
+    def look_around(self) -> dict[str, float]:
+        """Seconds of the slowest interaction of a kind, with the sound in hand."""
+        entered = self.ask("inside", [None, None, PAGES, None, OWN, False, True], "layer4.block2")
+        looks = [
+            self.ask("inside_look", [None, "dog", scale, False], " is open.", {"open": stop})
+            for scale in (OWN, NETWORK)
+            for stop in ("conv1", "layer1", "layer3.block2", "layer4", "head")
+        ]
+        explained = self.ask("why", [None, None, False, True], "random mask")
+        return {"(e) a click in Inside": max(entered, *looks), "(e) an explanation in Why": explained}
 
 
-def first_answer(model: Path, wav: Path, minute: Path) -> tuple[float, int | None]:
+def first_answer(model: Path, wav: Path, minute: Path) -> tuple[float, int | None, dict[str, float]]:
     """Seconds from the start of `python app.py` to the first answer on its page, all maps kept and the pictures drawn;
-    its peak memory after a minute of sound as well."""
+    its peak memory after a minute of sound as well; what visitors wait for in the other tabs."""
     port = free_port()
     command = [sys.executable, "app.py", "--port", str(port)]
     environment = os.environ | {"AUDIO_CNN_MODEL": str(model)}  # --model would be opened before the page is served
@@ -240,11 +270,13 @@ def first_answer(model: Path, wav: Path, minute: Path) -> tuple[float, int | Non
                     if server.poll() is not None or time.perf_counter() - begin > SERVER_PATIENCE:
                         raise RuntimeError("app.py did not open its port") from None
                     time.sleep(0.02)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SERVER_PATIENCE) as visitor:
-                hear(visitor, wav)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SERVER_PATIENCE) as client:
+                visitor = Visitor(client)
+                visitor.hear(wav)
                 seconds = time.perf_counter() - begin
-                hear(visitor, minute)
-            return seconds, peak_bytes(server.pid)
+                waits = visitor.look_around()
+                visitor.hear(minute)
+            return seconds, peak_bytes(server.pid), waits
         finally:
             server.terminate()
 
@@ -254,6 +286,9 @@ def server_rows(model: Path, wav: Path, minute: Path, rounds: int) -> list[Row]:
     runs = [first_answer(model, wav, minute) for _ in range(rounds)]
     seconds = statistics.median(run[0] for run in runs)
     rows = [Row("(c) process start to first answer", f"{seconds:.1f} s", "< 12 s", seconds < 12)]
+    for what, most in (("(e) a click in Inside", 1.0), ("(e) an explanation in Why", 2.0)):
+        waited = statistics.median(run[2][what] for run in runs)
+        rows.append(Row(what, f"{waited:.2f} s", f"< {most:g} s", waited < most))
     if runs[0][1] is None:
         return [*rows, Row("(d) peak memory", "not told by this system", "< 1.5 GB")]
     peak = max(run[1] for run in runs)

@@ -272,7 +272,7 @@ def test_a_link_gives_the_same_numbers_and_the_report_has_it(
     expect(page.locator("#only [role=alert]")).to_have_count(0)  # the same network answers
     upload(page, dog)  # what a visitor brings has no address
     expect(page.locator(".link")).to_be_hidden(timeout=20_000)
-    assert page.url == url
+    expect(page).to_have_url(url, timeout=20_000)
 
 
 def test_only_a_stretch_is_named_on_demand(visit: Callable[..., Page], tiny_classifier: Classifier, tmp_path: Path):

@@ -17,12 +17,12 @@ from cnn.ui.figures import figure
 METHODS = {"hirescam": "HiResCAM", "layercam": "LayerCAM", "gradcam": "Grad-CAM", "perturbation": "perturbation"}
 PARTS = {  # by its name: what a part is called, and what it is
     "before": ("Before the changes", "the sound as it came"),
-    "original": ("The whole sound", "all that the network hears"),
+    "original": ("All of it", "nothing taken away"),
     "evidence": ("Evidence alone", "only what the map shows bright"),
     "remainder": ("Everything else", "the sound without the evidence"),
     "random": ("A random part", "as large as the evidence, anywhere"),
 }
-CHANGED = ("The changed sound", "all that the network hears now")
+CHANGED = ("The changed sound", "nothing else taken away")
 
 
 def title(explanation: Explanation) -> str:

@@ -56,7 +56,7 @@ def into(network: Network) -> tuple[Glass, str]:
 
 _ELSEWHERE = (
     "This page's network runs on another server, which names sounds but does not let visitors look inside it. "
-    "Load a best_model.pth below, or run the app on your own computer."
+    "Load a best_model.pth on the Inside tab, or run the app on your own computer."
 )
 
 

@@ -17,9 +17,9 @@ from cnn.classifier import Prediction
 from cnn.explain import DEFAULT_METHOD, METHODS, Explanation, Part
 from cnn.labels import spoken
 from cnn.pictures import percent, seconds_in_words
-from cnn.serve.glass import Glass, Network
+from cnn.serve.glass import Glass, Network, NotAtHand
 from cnn.ui import evidence
-from cnn.ui.endpoints import NETWORK, PLACES, opened
+from cnn.ui.endpoints import NETWORK, PLACES, TOLD, opened
 from cnn.ui.evidence import title
 from cnn.ui.figures import transport
 from cnn.ui.glass import view
@@ -158,23 +158,8 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
     narrow, is_open = gr.Checkbox(visible=False), gr.Checkbox(visible=False)  # the browser knows
     files = gr.File(visible=False, file_count="multiple")  # the parts, to be played and kept
     saved, address = gr.File(visible=False), gr.Textbox(visible=False)
-    outputs = [
-        status,
-        empty,
-        desk,
-        head,
-        top,
-        label,
-        against,
-        method,
-        layer,
-        words,
-        pictures,
-        done,
-        verdict,
-        files,
-        room,
-    ]
+    outputs = [status, empty, desk, head, top, label, against, method, layer, words]
+    outputs += [pictures, done, verdict, files, room]
 
     def enter(
         kept: InHand | None, before: Room | None, is_narrow: bool, is_shown: bool = True
@@ -193,18 +178,18 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
 
         def draw() -> dict[Any, Any]:
             glass, prediction = view(opened(classifier), kept.prediction)
+            taps = layers(glass.anatomy())
             question = Question(prediction.labels[0].name)
-            if before:
-                question = replace(before.question, label=question.label, against=None)
+            if before:  # what is asked how stays
+                how = before.question
+                question = replace(question, method=how.method, tap=how.tap if how.tap in taps else None)
             entered = Room(kept, glass, prediction, question)
             tap = entered.ask(question, entered.history).tap
             names = [(f"{spoken(x.name)} ({percent(x.probability)})", x.name) for x in prediction.labels]
-            taps = layers(glass.anatomy())
             return show(entered, is_narrow) | {
                 empty: gr.HTML(visible=False), desk: gr.Column(visible=True), room: entered,
                 top: gr.Radio(names[:TOP], value=names[0][1]), label: gr.Dropdown(names, value=names[0][1]),
-                against: gr.Dropdown([(ANY, ""), *names], value=""),
-                method: gr.update(value=question.method), words: _words(taps),
+                against: gr.Dropdown([(ANY, ""), *names], value=""), words: _words(taps),
                 layer: gr.Radio(list(taps), value=tap or None, visible=bool(tap)),
             }  # fmt: skip
 
@@ -217,7 +202,10 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         yield {status: busy("Looking for the evidence")}
 
         def answer() -> dict[Any, Any]:
-            work(entered)
+            try:
+                work(entered)
+            except (NoSuch, NotAtHand, *TOLD) as error:
+                return choices(entered) | {status: alert(str(error))}
             return show(entered, is_narrow)
 
         yield from told(answer, status)
@@ -233,18 +221,23 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
 
         yield from ask(work, entered, is_narrow)
 
+    def choices(entered: Room) -> dict[Any, Any]:
+        """What was asked for and could be answered."""
+        question, names = entered.question, [x.name for x in entered.prediction.labels[:TOP]]
+        tap = entered.ask(question, entered.history).tap
+        return {
+            top: gr.update(value=question.label if question.label in names else None),
+            label: gr.update(value=question.label), against: gr.update(value=question.against or ""),
+            method: gr.update(value=question.method), layer: gr.update(value=tap or None, visible=bool(tap)),
+        }  # fmt: skip
+
     def show(entered: Room, is_narrow: bool) -> dict[Any, Any]:
-        question = entered.question
-        explanation = entered.ask(question, entered.history)
+        explanation = entered.ask(entered.question, entered.history)
         layout = NARROW if is_narrow else WIDE
-        names = [x.name for x in entered.prediction.labels[:TOP]]
-        shown = {
+        shown = choices(entered) | {
             head: _head(entered, explanation), pictures: evidence.pictures(explanation, layout),
             done: steps(entered.history, entered.changed),
             verdict: evidence.judgement(explanation) + evidence.parts(explanation, entered.before),
-            top: gr.update(value=question.label if question.label in names else None),
-            label: gr.update(value=question.label), against: gr.update(value=question.against or ""),
-            layer: gr.update(value=explanation.tap or None, visible=bool(explanation.tap)),
             status: f'<p role="status" class="unseen">{escape(f"{title(explanation)} {explanation.verdict}")}</p>',
         }  # fmt: skip
         try:
@@ -276,8 +269,8 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
     asked.append(asker.select(
         change, [room, narrow], outputs, js=f"(room) => [room, {NARROW_SCREEN}]", api_name="why_change", **quiet
     ))  # fmt: skip
-    choices = {"label": (top, label), "against": (against,), "method": (method,), "tap": (layer,)}
-    for what, components in choices.items():
+    controls = {"label": (top, label), "against": (against,), "method": (method,), "tap": (layer,)}
+    for what, components in controls.items():
         for component in components:
             asked.append(component.input(
                 partial(choose, what), [component, room, narrow], outputs, js=looking,
