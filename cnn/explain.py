@@ -175,7 +175,7 @@ def explain(
         found = classifier.predict(clip).labels[1].name
     label = found
     rate, config = clip.rate, classifier.mel
-    samples = clip.samples[round(start * rate) :][: round(config.seconds * rate)]
+    samples = clip.samples[round(start * rate) :][: round(config.seconds * rate)].copy()  # the rest may be forgotten
     frames = min(math.ceil(len(samples) / rate * config.sample_rate / config.hop_length) + 1, config.frames)
     if method == "perturbation":
         tap, values = "", sought_mask(classifier, waveform, label, against=against, seed=seed)

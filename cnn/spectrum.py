@@ -13,24 +13,23 @@ from cnn.mel import MelConfig
 
 WINDOW = 0.064  # seconds of the Hann window: Fourier bins 16 Hz apart, edges blurred by some 20 ms
 OVERLAP = 4  # windows over every sample
+PIECE = 256  # hops of a long sound that are transformed at once, some 4 s: a minute at 192 kHz would take 2 GB
 
 
-def split(
-    samples: np.ndarray, rate: int, mask: np.ndarray, config: MelConfig, offset_seconds: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
+def split(samples: np.ndarray, rate: int, mask: np.ndarray, config: MelConfig) -> tuple[np.ndarray, np.ndarray]:
     """(N,) at `rate` Hz and a mask (F, T) in 0..1 -> the evidence (N,) and the remainder (N,), float32.
 
-    The mask's first frame lies at `offset_seconds` of the samples. Between the centres of its bins (Hz) and frames (s)
-    it is bilinear, beyond the outer centres the nearest counts. Nothing is evidence that the network's picture does not
-    hold: what lies outside the mel band or the mask's stretch of time, and the constant offset. The remainder is what
-    the evidence leaves: the two add up to the samples but for the rounding of one subtraction.
+    The mask's first frame lies at the first sample. Between the centres of its bins (Hz) and frames (s) it is bilinear,
+    beyond the outer centres the nearest counts. Nothing is evidence that the network's picture does not hold: what lies
+    outside the mel band or after the mask's end, and the constant offset. The remainder is what the evidence leaves:
+    the two add up to the samples but for the rounding of one subtraction.
     """
     frequencies, times, spectrum = _transform(samples - samples.mean(dtype=np.float64), rate)
     rows, columns = mask.shape
-    at = (times - offset_seconds) * config.sample_rate / config.hop_length  # frames of the mask
-    laid = between(mask, np.interp(frequencies, config.centres, np.arange(rows)), np.clip(at, 0, columns - 1))
+    at = times * config.sample_rate / config.hop_length  # frames of the mask
+    laid = between(mask, np.interp(frequencies, config.centres, np.arange(rows)), np.minimum(at, columns - 1))
     laid[(frequencies < config.f_min) | (frequencies > config.f_max)] = 0
-    laid[:, (at < -0.5) | (at > columns - 0.5)] = 0
+    laid[:, at > columns - 0.5] = 0
     evidence = _inverse(spectrum * torch.from_numpy(laid), rate, len(samples))
     return evidence, samples - evidence
 
@@ -41,12 +40,18 @@ def erase(samples: np.ndarray, rate: int, seconds: tuple[float, float], hertz: t
     The edges are softened over one hop and one Fourier bin, so that nothing clicks; a side at or beyond the sound's own
     end, 0 Hz or half the rate has no edge. Samples further than the transform's window from it stay as they are.
     """
-    frequencies, times, spectrum = _transform(samples, rate)
-    inside = np.outer(
-        _soft_box(frequencies, *hertz, rate / _length(rate), rate / 2),
-        _soft_box(times, *seconds, _hop(rate) / rate, len(samples) / rate),
-    )
-    return samples - _inverse(spectrum * torch.from_numpy(inside), rate, len(samples))
+    length, hop, left = _length(rate), _hop(rate), samples.copy()
+    for begin in range(0, len(samples), PIECE * hop):
+        end, first = min(begin + PIECE * hop, len(samples)), max(begin - length, 0)
+        around = samples[first : end + length]  # whatever windows the piece lies in are those of the whole sound
+        frequencies, times, spectrum = _transform(around, rate)
+        inside = np.outer(
+            _soft_box(frequencies, *hertz, rate / length, rate / 2),
+            _soft_box(times + first / rate, *seconds, hop / rate, len(samples) / rate),
+        )
+        gone = _inverse(spectrum * torch.from_numpy(inside), rate, len(around))
+        left[begin:end] -= gone[begin - first : end - first]
+    return left
 
 
 def _hop(rate: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from cnn.audio import Clip
+from cnn.audio import MAX_SAMPLE, Clip
 from cnn.spectrum import erase
 
 MOST = 20  # changes at a time
@@ -153,7 +153,10 @@ def apply(clip: Clip, edits: Sequence[Edit]) -> Clip:
         if not all(math.isfinite(x) for x in astuple(edit) if x is not None):
             raise ValueError("A change needs plain numbers.")
         edit.check(changed)
-        samples = edit.on(changed.samples, changed.rate)
+        with np.errstate(over="ignore"):  # what is infinite is refused
+            samples = edit.on(changed.samples, changed.rate)
+        if not np.abs(samples).max() <= MAX_SAMPLE:  # false for NaN
+            raise ValueError("That would be louder than any sound can be written down; choose something softer.")
         samples.flags.writeable = False
         changed = replace(changed, samples=samples)
     if np.abs(changed.samples).max() > max(1.0, np.abs(clip.samples).max()):

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is looked up outside
 os.environ.pop("AUDIO_CNN_MODEL", None)  # the tests choose their networks themselves
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background ignores Ctrl-C, and so would all that
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it starts, which tests end that way
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -97,6 +97,13 @@ def test_senseless_numbers_are_refused_in_a_sentence(edit: object, words: str):
     assert str(refused.value).endswith(".")
 
 
+def test_nothing_becomes_so_loud_that_the_network_would_hear_no_number():
+    for edit in (Gain(40.0), Noise(-20.0)):
+        with pytest.raises(ValueError, match="choose something softer"):
+            apply(SOUND, [edit] * MOST)
+    assert np.isfinite(apply(SOUND, [Gain(40.0)] * 4).samples).all()
+
+
 def test_there_are_no_more_changes_than_can_be_heard_at_once():
     with pytest.raises(ValueError, match="undo some"):
         apply(SOUND, [Gain(1)] * (MOST + 1))

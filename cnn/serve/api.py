@@ -370,7 +370,8 @@ async def _say(_: Request, error: ApiError) -> Response:
 
 
 async def _say_http(request: Request, error: HTTPException) -> Response:
-    doors = "POST /v1/classify, POST /v1/maps, GET /v1/models and GET /healthz are, as /v1/openapi.json describes them"
+    doors = "POST /v1/classify, /v1/maps and /v1/explain, GET /v1/inside, /v1/models and /healthz are, as "
+    doors += "/v1/openapi.json describes them"
     told = f"{request.method} {request.url.path[:100]} is not answered here; {doors}."
     return _error(error.status_code, told, error.headers)
 

@@ -1,4 +1,4 @@
-"""How the Inside tab comes to the page's network, says what it is doing and what went wrong."""
+"""How the tabs Inside and Why come to the page's network, say what they are doing and what went wrong."""
 
 from collections.abc import Callable, Iterator
 from html import escape

@@ -1,10 +1,10 @@
 """The forms of the Why tab in which a sound is changed, and what they ask."""
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from cnn.audio import Clip
 from cnn.ui.said import NoSuch
 from cnn.ui.strip import asking
 from cnn.whatif import Band, Edit, Erase, Gain, History, Noise, Shift
@@ -89,10 +89,10 @@ def _edit(asked: dict[str, Any], seed: int) -> Edit:
     return Noise(edit.below, seed) if kind is Noise else edit  # twice the same noise would be one, but louder
 
 
-def steps(history: History, changed: Clip) -> str:
-    """What was done, in words, in its order."""
+def steps(history: History, notes: Sequence[str]) -> str:
+    """What was done, in words, in its order, and what is to be known about the sound that it made."""
     if not history.done:
         return '<p class="steps">No change yet: this is the sound as it came.</p>'
     listed = "".join(f"<li>{escape(str(edit))}</li>" for edit in history.done)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in changed.notes)
-    return f'<div class="steps"><h4>What was changed</h4><ol>{listed}</ol>{notes}</div>'
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f'<div class="steps"><h4>What was changed</h4><ol>{listed}</ol>{said}</div>'

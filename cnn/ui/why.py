@@ -11,7 +11,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from cnn import cam
 from cnn.anatomy import Anatomy
-from cnn.audio import AudioError, Clip
+from cnn.audio import AudioError
 from cnn.canvas import NARROW, WIDE
 from cnn.classifier import Prediction
 from cnn.explain import DEFAULT_METHOD, METHODS, Explanation, Part
@@ -19,13 +19,12 @@ from cnn.labels import spoken
 from cnn.pictures import percent, seconds_in_words
 from cnn.serve.glass import Glass, Network, NotAtHand
 from cnn.ui import evidence
-from cnn.ui.endpoints import NETWORK, PLACES, TOLD, opened
+from cnn.ui.endpoints import NETWORK, PLACES, TOLD
 from cnn.ui.evidence import title
 from cnn.ui.figures import transport
-from cnn.ui.glass import view
 from cnn.ui.keep import InHand, save, stem
 from cnn.ui.listen import DOWNLOAD, KEPT, NARROW_SCREEN, Hand
-from cnn.ui.said import FORGOTTEN, NoSuch, alert, busy, told
+from cnn.ui.said import FORGOTTEN, NoSuch, alert, busy, page_view, told
 from cnn.ui.uploads import no_room
 from cnn.ui.whatif import FORMS, TOOLS, moved, steps
 from cnn.whatif import History, apply
@@ -60,7 +59,7 @@ window.addEventListener("why-ask", (event) => { if (element.isConnected) trigger
 IS_OPEN = "!!document.getElementById('why')?.offsetParent"
 ANY = "any other class"
 TOP = 4  # classes that have a button
-CACHED = 6  # explanations of one visitor that are kept: each some 5 MB for five seconds of sound
+CACHED = 6  # explanations of one visitor that are kept: each some 5 MB, for it holds five seconds of sound
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Room:
     question: Question
     history: History = History()
     untouched: Part | None = None  # the window before it was changed
-    explained: dict[tuple, tuple[Clip, Explanation]] = field(default_factory=dict)
+    explained: dict[tuple, tuple[tuple[str, ...], Explanation]] = field(default_factory=dict)
 
     def ask(self, question: Question, history: History) -> Explanation:
         """The answer; only then what was asked becomes what is shown. Raises NoSuch, NotAtHand, AudioError."""
@@ -98,7 +97,8 @@ class Room:
         return explanation
 
     @property
-    def changed(self) -> Clip:
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known about the sound as it is now."""
         return self.explained[self.question, self.history.done][0]
 
     @property
@@ -106,13 +106,13 @@ class Room:
         """The sound as it came, if it has been changed."""
         return self.untouched if self.history.done else None
 
-    def _explain(self, question: Question, history: History) -> tuple[Clip, Explanation]:
+    def _explain(self, question: Question, history: History) -> tuple[tuple[str, ...], Explanation]:
         try:
             clip = apply(self.prediction.clip, history.done)
         except ValueError as error:  # a sentence
             raise NoSuch(str(error)) from error
         try:
-            return clip, self.glass.explain(
+            return clip.notes, self.glass.explain(
                 clip, label=question.label, against=question.against, method=question.method,
                 tap=question.tap if question.method in cam.METHODS else None, window=self.prediction.window,
             )  # fmt: skip
@@ -177,7 +177,7 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         yield {status: busy("Looking for the evidence")}
 
         def draw() -> dict[Any, Any]:
-            glass, prediction = view(opened(classifier), kept.prediction)
+            glass, prediction = page_view(classifier, kept.prediction)
             taps = layers(glass.anatomy())
             question = Question(prediction.labels[0].name)
             if before:  # what is asked how stays
@@ -236,7 +236,7 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         layout = NARROW if is_narrow else WIDE
         shown = choices(entered) | {
             head: _head(entered, explanation), pictures: evidence.pictures(explanation, layout),
-            done: steps(entered.history, entered.changed),
+            done: steps(entered.history, entered.notes),
             verdict: evidence.judgement(explanation) + evidence.parts(explanation, entered.before),
             status: f'<p role="status" class="unseen">{escape(f"{title(explanation)} {explanation.verdict}")}</p>',
         }  # fmt: skip
@@ -252,7 +252,7 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         if entered is None:
             return None, alert(FORGOTTEN)
         explanation = entered.ask(entered.question, entered.history)
-        changes = steps(entered.history, entered.changed) if entered.history.done else ""
+        changes = steps(entered.history, entered.notes) if entered.history.done else ""
         try:
             why = evidence.section(explanation, changes, entered.before)
             return save(classifier(), entered.hand, link, saved, why), ""
