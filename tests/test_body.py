@@ -39,6 +39,7 @@ BAD = {
     "nothing": ({}, {}, "neither a form nor JSON"),
     "no JSON": ({}, {"content": b"{"}, "neither a form nor JSON"),
     "deep JSON": ({}, {"content": b"[" * 200_000}, "neither a form nor JSON"),
+    "a long list": ({}, {"json": {"audio_data": [{}] * 2000}}, "far more than one sound"),
     "a list": ({}, {"json": []}, "has no audio_data"),
     "an address": ({}, {"json": {"url": "http://127.0.0.1:1/a.wav"}}, "has no audio_data"),
     "an address as sound": ({}, {"json": {"audio_data": "http://127.0.0.1:1/a.wav"}}, "is not base64"),

@@ -170,5 +170,6 @@ def test_the_endpoint_says_it_in_words_and_numbers(services: dict[str, Service],
     assert (told["label"], told["where"], told["verdict"]) == ("rain", here.where, here.verdict)
     assert told["parts"]["evidence"]["confidence"] == pytest.approx(here.evidence.probability, abs=1e-3)
     assert told["network"] == services["tiny"].network and told["notes"] == []
+    assert asked(str(DOG), "rain", None, "layercam", None, None) == told, "null is nothing, as some clients say it"
     with pytest.raises(gr.Error, match="class 'woof' is unknown; known are"):
         asked(str(DOG), "woof", "", "layercam", "", None)

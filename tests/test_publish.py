@@ -109,7 +109,7 @@ def test_results_of_other_settings_are_not_printed_on_the_card(weights: Path, re
     told = json.loads(results.read_text())
     told["config"]["epochs"] = 7
     results.write_text(json.dumps(told))
-    with pytest.raises(CardError, match=r"other settings than the checkpoint \(epochs 7, not 400\)"):
+    with pytest.raises(CardError, match=r"other settings than the checkpoint \(epochs 7, not 240\)"):
         publish(weights, "tester/net", results=results)
     results.write_text("{}")
     with pytest.raises(CardError, match="no results.json of python -m training.crossval: dataset"):

@@ -36,6 +36,7 @@ class Visitor:
         self.room: Room | None = None
         self.shown: dict[str, Any] = {}
         self.files: dict[str, Path] = {}
+        self.offered: dict[str, list[str]] = {}
 
     def _see(self, updates: Any) -> str:
         """All that one answer shows, as text."""
@@ -47,6 +48,8 @@ class Visitor:
                 elif isinstance(component, gr.File):
                     self.files = {Path(p).stem.split()[-1]: Path(p) for p in value or ()}
                 else:
+                    if isinstance(value, gr.Radio):
+                        self.offered[component.elem_id] = [text for text, _ in value.choices]
                     value = value.get("value") if isinstance(value, dict) else getattr(value, "value", value)
                     self.shown[component.elem_id] = value
                     said.append(str(value))
@@ -148,6 +151,9 @@ def test_a_change_is_heard_and_undo_gives_the_same_answer_without_asking_again(v
     said = visitor.ask(edit="noise", below=10)
     assert "white noise added, 10 dB weaker" in said and len(asked) == 2
     assert visitor.shown["why-map"] != before["why-map"]
+    now = visitor.room.ask(visitor.room.question, visitor.room.history).original.prediction.labels
+    said_now = [f"{why.spoken(x.name)} ({why.percent(x.probability)})" for x in now[:4]]
+    assert visitor.offered["why-top"] == said_now, "the classes follow the change too"
     assert np.array_equal(samples(visitor.files["before"]), as_it_came)
     assert np.abs(samples(visitor.files["original"]) - as_it_came).max() > 0.05
     changed = dict(visitor.shown)
