@@ -140,7 +140,7 @@ def offer_endpoints(classifier: Callable[[], Network]) -> None:
         if sound is None:
             raise gr.Error(SEND_ONE, print_exception=False)
         asked = {"label": label, "against": against, "method": method, "tap": tap}
-        question: dict[str, Any] = {name: text.strip()[:100] for name, text in asked.items() if text.strip()}
+        question: dict[str, Any] = {name: said for name, text in asked.items() if (said := _text(text))}
         if window is not None:
             question["window"] = int(window)
         try:
@@ -203,9 +203,9 @@ def offer_endpoints(classifier: Callable[[], Network]) -> None:
 def _looked(network: Network, clip: Clip, tap: str, channels: str, label: str, window: float | None) -> dict[str, Any]:
     """Raises AudioError, Busy, NotAtHand; ValueError for what there is not."""
     asked = tap_maps.Question(
-        tap[:100],
+        _text(tap),
         tap_maps.channels(channels),
-        label=label.strip()[:100] or None,
+        label=_text(label) or None,
         window=None if window is None else int(window),
     )
     seen, why = into(network)
@@ -214,6 +214,11 @@ def _looked(network: Network, clip: Clip, tap: str, channels: str, label: str, w
         for channel in answer.get("channels", ()):
             del channel["values"]
     return answer | _given_by(seen, why)
+
+
+def _text(given: str | None) -> str:
+    """Some clients send null for what they leave out."""
+    return (given or "").strip()[:100]
 
 
 def _given_by(seen: Glass, why: str) -> dict[str, Any]:

@@ -185,11 +185,8 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
                 question = replace(question, method=how.method, tap=how.tap if how.tap in taps else None)
             entered = Room(kept, glass, prediction, question)
             tap = entered.ask(question, entered.history).tap
-            names = [(f"{spoken(x.name)} ({percent(x.probability)})", x.name) for x in prediction.labels]
             return show(entered, is_narrow) | {
-                empty: gr.HTML(visible=False), desk: gr.Column(visible=True), room: entered,
-                top: gr.Radio(names[:TOP], value=names[0][1]), label: gr.Dropdown(names, value=names[0][1]),
-                against: gr.Dropdown([(ANY, ""), *names], value=""), words: _words(taps),
+                empty: gr.HTML(visible=False), desk: gr.Column(visible=True), room: entered, words: _words(taps),
                 layer: gr.Radio(list(taps), value=tap or None, visible=bool(tap)),
             }  # fmt: skip
 
@@ -222,12 +219,16 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         yield from ask(work, entered, is_narrow)
 
     def choices(entered: Room) -> dict[Any, Any]:
-        """What was asked for and could be answered."""
-        question, names = entered.question, [x.name for x in entered.prediction.labels[:TOP]]
-        tap = entered.ask(question, entered.history).tap
+        """What was asked for and could be answered; the classes as the window is heard now, the likeliest first."""
+        question = entered.question
+        explanation = entered.ask(question, entered.history)
+        heard, tap = explanation.original.prediction.labels, explanation.tap
+        names = [(f"{spoken(x.name)} ({percent(x.probability)})", x.name) for x in heard]
+        likely = any(x.name == question.label for x in heard[:TOP])
         return {
-            top: gr.update(value=question.label if question.label in names else None),
-            label: gr.update(value=question.label), against: gr.update(value=question.against or ""),
+            top: gr.Radio(names[:TOP], value=question.label if likely else None),
+            label: gr.Dropdown(names, value=question.label),
+            against: gr.Dropdown([(ANY, ""), *names], value=question.against or ""),
             method: gr.update(value=question.method), layer: gr.update(value=tap or None, visible=bool(tap)),
         }  # fmt: skip
 
