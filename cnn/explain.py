@@ -159,9 +159,9 @@ def explain(
 ) -> Explanation:
     """Why the network hears `label` in one window of the clip, or why it rather than `against`.
 
-    Without a label it is the sound's first name other than `against`; without a window the one that a Prediction shows;
-    without a tap DEFAULT_TAP, or where a network lacks it the last of cam.taps; perturbation takes none. `seed` is that
-    of the random masks and of the search.
+    Without a label it is the sound's first name other than `against`; without a window the one that is most like the
+    label; without a tap DEFAULT_TAP, or where a network lacks it the last of cam.taps; perturbation takes none. `seed`
+    is that of the random masks and of the search.
 
     A mask's contrast is the probability of the label in what the mask keeps, less that in what it leaves: 1 if all that
     the network goes by is in the one and nothing in the other. The answer is reliable if the evidence's is MARGIN above
@@ -170,6 +170,9 @@ def explain(
     `check` and for a window that there is not.
     """
     check(classifier, label, against, method, tap)
+    if window is None and label is not None:
+        shares = classifier.predict(clip).window_probabilities[:, classifier.labels.index(label)]
+        window = int(shares.argmax()) if shares.any() else None
     waveform, window, start, found = window_of(classifier, clip, window, label)
     if found == against:
         found = classifier.predict(clip).labels[1].name

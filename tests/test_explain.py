@@ -64,6 +64,16 @@ def test_what_is_played_adds_up_with_one_gain_and_never_clips(
     assert np.square(evidence).sum() > 0 and why.mask.shape == (128, 251) and 0 <= why.mask.min() <= why.mask.max() <= 1
 
 
+def test_of_a_long_sound_the_window_is_explained_that_is_most_like_the_class(tiny_classifier: Classifier):
+    clip = noise(14)
+    shares = tiny_classifier.predict(clip).window_probabilities  # (B, N)
+    wanted = shares.argmax(axis=0)  # (N,)
+    assert len(set(wanted)) > 1
+    for window in set(wanted):
+        label = ESC50[int(np.flatnonzero(wanted == window)[0])]
+        assert explain(tiny_classifier, clip, label=label, method="hirescam").window == window
+
+
 @pytest.mark.parametrize("seconds", [5, 0.4, 9])
 def test_the_numbers_are_what_the_network_says_of_each_part(tiny_classifier: Classifier, seconds: float):
     clip = noise(seconds)

@@ -141,6 +141,7 @@ def offer_endpoints(classifier: Callable[[], Network]) -> None:
             raise gr.Error(SEND_ONE, print_exception=False)
         asked = {"label": label, "against": against, "method": method, "tap": tap}
         question: dict[str, Any] = {name: said for name, text in asked.items() if (said := _text(text))}
+        question |= {k: v.replace(" ", "_") for k, v in question.items() if k in ("label", "against")}  # crying baby
         if window is not None:
             question["window"] = int(window)
         try:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -81,6 +82,7 @@ class Room:
     history: History = History()
     untouched: Part | None = None  # the window before it was changed
     explained: dict[tuple, tuple[tuple[str, ...], Explanation]] = field(default_factory=dict)
+    turn: Lock = field(default_factory=Lock)  # quick clicks are answered one after the other, and none is lost
 
     def ask(self, question: Question, history: History) -> Explanation:
         """The answer; only then what was asked becomes what is shown. Raises NoSuch, NotAtHand, AudioError."""
@@ -199,11 +201,12 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
         yield {status: busy("Looking for the evidence")}
 
         def answer() -> dict[Any, Any]:
-            try:
-                work(entered)
-            except (NoSuch, NotAtHand, *TOLD) as error:
-                return choices(entered) | {status: alert(str(error))}
-            return show(entered, is_narrow)
+            with entered.turn:
+                try:
+                    work(entered)
+                except (NoSuch, NotAtHand, *TOLD) as error:
+                    return choices(entered) | {status: alert(str(error))}
+                return show(entered, is_narrow)
 
         yield from told(answer, status)
 
@@ -268,7 +271,8 @@ def build_why_tab(classifier: Callable[[], Network], hand: Hand, tab: gr.Tab) ->
     asked += [event.then(enter, entering, outputs, js=going, api_name=None, **quiet) for event in hand.heard]
     looking = f"(...all) => [...all.slice(0, 2), {NARROW_SCREEN}]"
     asked.append(asker.select(
-        change, [room, narrow], outputs, js=f"(room) => [room, {NARROW_SCREEN}]", api_name="why_change", **quiet
+        change, [room, narrow], outputs, js=f"(room) => [room, {NARROW_SCREEN}]", api_name="why_change",
+        **quiet | {"trigger_mode": "multiple"},
     ))  # fmt: skip
     controls = {"label": (top, label), "against": (against,), "method": (method,), "tap": (layer,)}
     for what, components in controls.items():
