@@ -245,10 +245,11 @@ def test_parts_and_costs_add_up_to_the_network(classifier: Classifier, plain: Au
     assert 2 * sum(part.multiply_adds for part in found.parts) == counter.get_total_flops()
     assert sum(part.parameters for part in found.parts) == classifier.parameter_count
     assert (found.parameters, 2 * found.multiply_adds) == (classifier.parameter_count, counter.get_total_flops())
-    flops = counter.get_flop_counts()
-    for stage in ("layer1", "layer4", "head"):
-        spent = sum(part.multiply_adds for part in found.parts if part.stage == stage)
-        assert 2 * spent == sum(flops[f"AudioCNN.{stage}"].values())
+    for stage, entering in (("layer1", maps["conv1"]), ("layer4", maps["layer3"])):
+        # alone: the counts by module mix up with what other threads compute meanwhile, the total does not
+        with torch.inference_mode(), FlopCounterMode(display=False) as alone:
+            getattr(plain, stage)(entering)
+        assert 2 * sum(part.multiply_adds for part in found.parts if part.stage == stage) == alone.get_total_flops()
 
 
 def fields_of(config: ModelConfig) -> dict[str, Field]:
