@@ -57,6 +57,10 @@ class Prediction:
     device: str = "cpu"
     network: str = ""
 
+    def probability(self, label: str) -> float:
+        """Of one class; 0 where there was nothing to hear."""
+        return next((x.probability for x in self.labels if x.name == label), 0.0)
+
     def to_dict(self, top: int = 3, maps: str = "none") -> dict[str, Any]:
         """Plain types for JSON, four significant digits."""
         answer: dict[str, Any] = {

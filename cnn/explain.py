@@ -10,7 +10,6 @@ F mel bins, T frames, f x t cells of a map.
 """
 
 import io
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -78,6 +77,13 @@ class Explanation:
         return 1.0 / max(1.0, *(float(np.abs(part.clip.samples).max()) for part in self.parts))
 
     @property
+    def scale(self) -> Scale:
+        """The axes of every picture of the window."""
+        config = self.mel_config
+        hop = config.hop_length / config.sample_rate
+        return Scale(config.seconds, hop, tuple(config.centres.tolist()), self.start)
+
+    @property
     def numbers(self) -> str:
         """'evidence alone: dog 88 % · without it: dog 9 % · random mask of the same area: dog 61 %'."""
         named = (("evidence alone", self.evidence), ("without it", self.remainder))
@@ -93,12 +99,10 @@ class Explanation:
 
     def picture(self, layout: Layout = WIDE) -> Picture:
         """The mask over the mel spectrogram of the window, with `where` as its alternative text."""
-        config, said = self.mel_config, self.original.prediction
-        hop = config.hop_length / config.sample_rate
-        scale = Scale(config.seconds, hop, tuple(config.centres.tolist()), self.start)
+        heard, floor = self.original.prediction.mel, self.mel_config.floor_db
         title = f"Evidence for {spoken(self.label)}"
         title += f" rather than {spoken(self.against)}" if self.against else ""
-        return evidence(said.mel, self.mask, scale, title=title, where=self.where, floor=config.floor_db, layout=layout)
+        return evidence(heard, self.mask, self.scale, title=title, where=self.where, floor=floor, layout=layout)
 
     def files(self) -> dict[str, bytes]:
         """Everything to keep, by file name: the three parts that add up, as sound, and the picture."""
@@ -179,7 +183,7 @@ def explain(
     label = found
     rate, config = clip.rate, classifier.mel
     samples = clip.samples[round(start * rate) :][: round(config.seconds * rate)].copy()  # the rest may be forgotten
-    frames = min(math.ceil(len(samples) / rate * config.sample_rate / config.hop_length) + 1, config.frames)
+    frames = config.frames_within(len(samples) / rate)
     if method == "perturbation":
         tap, values = "", sought_mask(classifier, waveform, label, against=against, seed=seed)
         mask = np.where(np.arange(config.frames) < frames, values, np.float32(0))
@@ -254,8 +258,7 @@ def _hear(classifier: Classifier, clip: Clip, sounds: dict[str, np.ndarray], lab
     clips = [Clip(samples, clip.rate, f"{clip.name} ({name})".strip()) for name, samples in sounds.items()]
     parts = {}
     for name, part, said in zip(sounds, clips, classifier.predict_batch(clips), strict=True):
-        probability = next((x.probability for x in said.labels if x.name == label), 0.0)
-        parts[name] = Part(name, part, probability, said if said.labels else None)
+        parts[name] = Part(name, part, said.probability(label), said if said.labels else None)
     return parts
 
 

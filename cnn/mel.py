@@ -55,6 +55,10 @@ class MelConfig:
         """T of one window."""
         return self.samples // self.hop_length + 1
 
+    def frames_within(self, seconds: float) -> int:
+        """Frames of a window that lie within a sound of this length from its start."""
+        return min(math.ceil(seconds * self.sample_rate / self.hop_length) + 1, self.frames)
+
     @property
     def centres(self) -> np.ndarray:
         """Centre of each mel bin in Hz, (F,), on the HTK scale: mel = 2595 log10(1 + f / 700)."""

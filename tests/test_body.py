@@ -163,8 +163,9 @@ def test_fifty_callers_start_no_fifty_decodes_and_nothing_blocks(service: Servic
         transport = httpx.ASGITransport(build_api({"tiny": lambda: service}, "tiny"))
         async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as visitor:
             calls = [asyncio.ensure_future(visitor.post("/v1/classify", **coded(buffer.getvalue()))) for _ in range(50)]
-            while most == 0:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while most == 0:
+                    await asyncio.sleep(0.01)
             assert (await visitor.get("/healthz")).status_code == 200  # while all decoders are at work
             gate.set()
             return [(await call).status_code for call in calls]

@@ -166,6 +166,16 @@ def test_a_change_is_heard_and_undo_gives_the_same_answer_without_asking_again(v
     assert "No change yet" in visitor.ask(step="reset")
 
 
+def test_the_sound_before_its_changes_is_told_of_the_class_that_is_asked_about(visitor: Visitor):
+    first, second = visitor.room.prediction.labels[:2]
+    visitor.ask(edit="noise", below=10)
+    row = '<tr class="before">.*?<b>([^<]*)</b>'
+    assert re.findall(row, visitor.shown["why-verdict"]) == [why.percent(first.probability)]
+    visitor.choose("label", second.name)
+    assert re.findall(row, visitor.shown["why-verdict"]) == [why.percent(second.probability)]
+    assert why.percent(first.probability) != why.percent(second.probability)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

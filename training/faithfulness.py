@@ -21,7 +21,6 @@ With --json the sounds already heard are kept beside FILE, and the same command 
 import argparse
 import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -74,7 +73,7 @@ def methods(classifier: Classifier) -> list[str]:
 def masks(classifier: Classifier, said: Prediction, label: str, seed: int) -> dict[str, np.ndarray]:
     """By method the mask (F, T) that stands for the evidence for `label` in a clip of one window."""
     waveform, config = classifier.cut(said.clip)[0][0], classifier.mel
-    frames = sounding(said.clip, classifier)
+    frames = config.frames_within(said.clip.seconds)
     found = {}
     for name in methods(classifier)[: -len(BASELINES)]:
         method, _, tap = name.partition(" ")
@@ -98,12 +97,6 @@ def loudest(mel: np.ndarray, area: float, frames: int) -> np.ndarray:
     return np.pad(chosen.reshape(inside.shape), ((0, 0), (0, mel.shape[1] - frames)))
 
 
-def sounding(clip: Clip, classifier: Classifier) -> int:
-    """Frames of the window that lie within the clip."""
-    config = classifier.mel
-    return min(math.ceil(clip.seconds * config.sample_rate / config.hop_length) + 1, config.frames)
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +105,7 @@ def listen(classifier: Classifier, second: Classifier | None, sound: Sound, seed
     held = window_of(classifier, sound)
     if held is None:
         return None
-    clip, frames = held.clip, sounding(held.clip, classifier)
+    clip, frames = held.clip, classifier.mel.frames_within(held.clip.seconds)
     whole = classifier.predict(clip)
     label = whole.labels[0].name
     chosen = masks(classifier, whole, label, seed)
@@ -126,17 +119,17 @@ def listen(classifier: Classifier, second: Classifier | None, sound: Sound, seed
         evidence, remainder = said[2 * k : 2 * k + 2]
         rows[name] = {
             "area": float(mask[:, :frames].mean()),
-            "evidence": probability(evidence, label),
-            "remainder": probability(remainder, label),
+            "evidence": evidence.probability(label),
+            "remainder": remainder.probability(label),
             "same": named(evidence) == label,
             "unheard": int(not evidence.labels) + int(not remainder.labels),
         }
         if second:
-            rows[name]["second"] = probability(again[1 + k], label)
+            rows[name]["second"] = again[1 + k].probability(label)
             rows[name]["second_same"] = named(again[1 + k]) == named(again[0])
-    answer = {"sound": sound.name, "label": label, "whole": probability(whole, label), "rows": rows}
+    answer = {"sound": sound.name, "label": label, "whole": whole.probability(label), "rows": rows}
     if second:
-        answer["second"] = probability(again[0], label)
+        answer["second"] = again[0].probability(label)
     if held.sources:
         answer |= _separation(classifier, held, whole, label, parts[::2], rows, seed)
     return answer
@@ -153,7 +146,7 @@ def _separation(
 ) -> dict[str, Any]:
     """Adds to each row the SI-SDR of the evidence for source A against A and against B; A is the source whose class the
     network finds the more probable in the mixture. Where it names the mixture after neither, A's evidence is sought."""
-    (name, a), (_, b) = sorted(held.sources, key=lambda source: -probability(said, source[0]))
+    (name, a), (_, b) = sorted(held.sources, key=lambda source: -said.probability(source[0]))
     sounds = [clip.samples for clip in evidence]
     if name != label:
         others = masks(classifier, said, name, seed).values()
@@ -161,11 +154,6 @@ def _separation(
     for row, samples in zip(rows.values(), sounds, strict=True):
         row["sdr"] = [si_sdr(samples, a), si_sdr(samples, b)]
     return {"a": name, "sdr": [si_sdr(held.clip.samples, a), si_sdr(held.clip.samples, b)]}
-
-
-def probability(said: Prediction, label: str) -> float:
-    """0 where there is nothing to hear: no class has a share in it."""
-    return next((x.probability for x in said.labels if x.name == label), 0.0)
 
 
 def named(said: Prediction) -> str | None:
@@ -338,12 +326,14 @@ def _kept(
     """What an interrupted run with the same arguments heard, and how to keep more: a line of JSON for each sound after
     one that says what made them. Raises OSError, ValueError where the file beside FILE is another run's."""
     digests = [hashlib.sha256(c.path.read_bytes()).hexdigest() if c else None for c in (classifier, second)]
-    made_by = json.dumps({"networks": digests, "fold": args.fold, "seed": args.seed, "methods": methods(classifier)})
+    data = str(args.data.resolve())
+    made_by = json.dumps({"networks": digests, "data": data, "fold": args.fold, "seed": args.seed,
+                          "methods": methods(classifier)})  # fmt: skip
     path = _part(args.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and lines[0].rstrip("\n") != made_by:
-        raise ValueError(f"{path} is of other networks, another fold, seed or table: delete it or name another FILE")
+        raise ValueError(f"{path} is of other networks, data, fold, seed or table: delete it or name another FILE")
     whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
     path.write_text("".join(whole or [made_by + "\n"]))
 

@@ -200,8 +200,7 @@ def _heard_again(name: str, said: dict[str, Any] | None, label: str, clip: Clip,
     sound = Clip(samples, clip.rate, f"{clip.name} ({name})".strip())
     heard = None if said is None else prediction(sound, said, False)
     _require(heard is None or bool(heard.labels), "what was heard")
-    probability = next((x.probability for x in heard.labels if x.name == label), 0.0) if heard else 0.0
-    return ExplainedPart(name, sound, probability, heard)
+    return ExplainedPart(name, sound, heard.probability(label) if heard else 0.0, heard)
 
 
 def _samples(wav: str, rate: int, count: int) -> np.ndarray:

@@ -7,10 +7,9 @@ from functools import partial
 from html import escape
 
 from cnn.canvas import WIDE, Layout
-from cnn.classifier import Prediction
 from cnn.explain import Explanation, Part
 from cnn.labels import spoken
-from cnn.pictures import Scale, percent, spectrogram
+from cnn.pictures import percent, spectrogram
 from cnn.report import PLAYABLE, wav
 from cnn.ui.figures import figure
 
@@ -32,7 +31,7 @@ def title(explanation: Explanation) -> str:
 
 def pictures(explanation: Explanation, layout: Layout) -> str:
     """The sound that was explained, and straight below the evidence in it; both on the clock."""
-    config, heard, scale = explanation.mel_config, explanation.original.prediction.mel, _scale(explanation)
+    config, heard, scale = explanation.mel_config, explanation.original.prediction.mel, explanation.scale
     sound = spectrogram(heard, scale, floor=config.floor_db, layout=layout, height=140)
     drawn = figure(sound, scale=scale, values=heard, unit="dB") + evidence_map(explanation, layout)
     return f'<div class="erasable" data-top="{config.f_max:g}">{drawn}</div>{where(explanation)}'
@@ -42,18 +41,12 @@ def evidence_map(explanation: Explanation, layout: Layout) -> str:
     against = f" rather than {spoken(explanation.against)}" if explanation.against else ""
     sentence = f"Bright and outlined: what speaks for {spoken(explanation.label)}{against}. Dim: what hardly does."
     picture = explanation.picture(layout)
-    return figure(picture, sentence, scale=_scale(explanation), values=explanation.mask, unit="of 1")
+    return figure(picture, sentence, scale=explanation.scale, values=explanation.mask, unit="of 1")
 
 
 def where(explanation: Explanation) -> str:
     text = explanation.where
     return f'<p class="where">{_words(text[0].upper() + text[1:])}.</p>'
-
-
-def _scale(explanation: Explanation) -> Scale:
-    config = explanation.mel_config
-    hop = config.hop_length / config.sample_rate
-    return Scale(config.seconds, hop, tuple(float(c) for c in config.centres), explanation.start)
 
 
 def _words(text: str) -> str:
@@ -78,7 +71,7 @@ def parts(explanation: Explanation, before: Part | None = None, sounds: dict[str
     """
     label = explanation.label
     heard = (*([before] if before else []), *explanation.parts)
-    rows = "".join(_row(part, label, before is not None, sounds) for part in heard)
+    rows = "".join(_row(part, before is not None, sounds) for part in heard)
     return (
         f'<table class="parts" data-start="{explanation.start:g}">'
         "<caption>Each part, heard again by the network</caption>"
@@ -87,9 +80,8 @@ def parts(explanation: Explanation, before: Part | None = None, sounds: dict[str
     )
 
 
-def _row(part: Part, label: str, is_changed: bool, sounds: dict[str, str] | None) -> str:
+def _row(part: Part, is_changed: bool, sounds: dict[str, str] | None) -> str:
     called, what = CHANGED if is_changed and part.name == "original" else PARTS[part.name]
-    probability = share(part.prediction, label)
     best = part.prediction.labels[0] if part.prediction else None
     named = f"{escape(spoken(best.name))}<small>{percent(best.probability)}</small>" if best else "nothing to hear"
     hear = f'<button type="button" class="hear" data-sound="{part.name}" aria-pressed="false">{called}</button>'
@@ -101,14 +93,9 @@ def _row(part: Part, label: str, is_changed: bool, sounds: dict[str, str] | None
         hear = called
     return (
         f'<tr class="{part.name}"><th scope="row"><span class="heard">{hear}</span><small>{what}</small></th>'
-        f'<td class="share"><span class="bar"><i style="width:{100 * probability:.1f}%"></i></span>'
-        f"<b>{percent(probability)}</b></td><td>{named}</td></tr>"
+        f'<td class="share"><span class="bar"><i style="width:{100 * part.probability:.1f}%"></i></span>'
+        f"<b>{percent(part.probability)}</b></td><td>{named}</td></tr>"
     )
-
-
-def share(prediction: Prediction | None, label: str) -> float:
-    """The label's probability; 0 where there was nothing to hear."""
-    return next((x.probability for x in prediction.labels if x.name == label), 0.0) if prediction else 0.0
 
 
 def section(explanation: Explanation, changes: str = "", before: Part | None = None) -> str:

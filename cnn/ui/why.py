@@ -105,8 +105,10 @@ class Room:
 
     @property
     def before(self) -> Part | None:
-        """The sound as it came, if it has been changed."""
-        return self.untouched if self.history.done else None
+        """The sound as it came, if it has been changed, and how sure the network was of what is now asked about."""
+        if self.untouched is None or not self.history.done:
+            return None
+        return replace(self.untouched, probability=self.untouched.prediction.probability(self.question.label))
 
     def _explain(self, question: Question, history: History) -> tuple[tuple[str, ...], Explanation]:
         try:
