@@ -42,10 +42,11 @@ class ModelConfig:
 
 
 RESNET34 = ModelConfig()
+RESNET18 = ModelConfig(name="resnet18", depths=(2, 2, 2, 2))
 SE_FPN = ModelConfig(
     name="se_fpn", se=True, fpn_channels=128, head_hidden=(256, 128), head_dropouts=(0.5, 0.3, 0.2)
 )
-MODELS: dict[str, ModelConfig] = {"resnet34": RESNET34, "se_fpn": SE_FPN}
+MODELS: dict[str, ModelConfig] = {"resnet34": RESNET34, "resnet18": RESNET18, "se_fpn": SE_FPN}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop
 NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "noise", "background", "reverb", "spared")  # fmt: skip
+          "highpass", "silence", "noise", "background", "reverb", "spared", "coarse", "gentle")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class TrainConfig:
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
+    coarse: float = 0.0  # share of the epochs, the first, on pictures of half the resolution: a quarter of the work
     widen: str = ""  # a narrower best_model.pth to grow from (Net2Net); {fold} stands for the fold held out
     # augmentation: per clip, on the dB mel picture
     roll: bool = True  # start anywhere in the clip and wrap round
@@ -61,6 +62,7 @@ class TrainConfig:
     background: float = 0.0  # laid over with another clip, whose name stays out of it
     reverb: float = 0.0  # smeared like a room does, T60 0.2 to 0.8 s
     spared: float = 0.0  # ... and share of the clips to which nothing of that happens
+    gentle: float = 0.0  # share of the epochs, the first, in which defects and mixing become as frequent as they stay
     mixup: float = 0.75  # share of batches that are mixed, ...
     mixup_end: float = 0.3  # ... in the last part of the run, ...
     mixup_end_share: float = 0.2  # ... which is this share of the epochs
@@ -103,6 +105,8 @@ class TrainConfig:
                              "writes beyond its memory in the backward pass otherwise")  # fmt: skip
         if self.patience and not self.inner_share:
             raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
+        if self.patience and self.coarse:
+            raise ValueError("patience cannot judge epochs on coarse pictures: set --patience 0 or --coarse 0")
         if not 0 < self.stretch_min <= self.stretch_max:
             raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
 

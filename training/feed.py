@@ -1,5 +1,7 @@
 """Batches: the clips' dB mel pictures, shuffled and augmented, drawn from (seed, epoch, step) alone."""
 
+import dataclasses
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,17 @@ class Feed:
     ) -> None:
         self.db, self.rows, self.targets, self.classes = db, torch.tensor(rows), targets, classes
         self.front_end, self.config = front_end, config
+        if config.coarse:
+            self.coarse_db = nnf.avg_pool2d(db, 2, ceil_mode=True)
+            mel = front_end.config
+            self.coarse_end = LogMel(dataclasses.replace(mel, n_mels=mel.n_mels // 2, hop_length=2 * mel.hop_length))
+            self.coarse_config = dataclasses.replace(
+                config,
+                crop_frames=math.ceil(config.crop_frames / 2),
+                shift_bins=config.shift_bins // 2,
+                freq_mask_bins=config.freq_mask_bins // 2,
+                time_mask_frames=config.time_mask_frames // 2,
+            )
         self.batch_size = min(config.batch_size, len(rows))
         self.steps = len(rows) // self.batch_size
 
@@ -40,10 +53,17 @@ class Feed:
         order = np.random.default_rng([config.seed, epoch]).permutation(len(self.rows))
         chosen = self.rows[torch.from_numpy(order[step * self.batch_size : (step + 1) * self.batch_size])]
         rng = np.random.default_rng([config.seed, epoch, step])
+        rise = min(1.0, epoch / (config.gentle * config.epochs)) if config.gentle else 1.0  # a curriculum
         late = epoch >= config.epochs * (1 - config.mixup_end_share)
-        mix = rng.random() < (config.mixup_end if late else config.mixup)
+        mix = rng.random() < (config.mixup_end if late else config.mixup * rise)
         soft = nnf.one_hot(self.targets[chosen], self.classes).float()
-        x, soft = augment(self.db.index_select(0, chosen), soft, self.front_end, config, mix, rng)
+        if epoch < config.coarse * config.epochs:
+            # shapes first, details later (progressive learning; Tan and Le 2021, arXiv 2104.00298)
+            db, front_end, config = self.coarse_db, self.coarse_end, self.coarse_config
+        else:
+            db, front_end = self.db, self.front_end
+        config = dataclasses.replace(config, spared=1 - rise * (1 - config.spared))
+        x, soft = augment(db.index_select(0, chosen), soft, front_end, config, mix, rng)
         return Batch(x, soft, chosen, int(rng.integers(2**62)))
 
     def epoch(self, epoch: int, *, ahead: int = 0) -> Iterator[Batch]:
