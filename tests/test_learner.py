@@ -36,7 +36,7 @@ def batch(size: int = 8) -> Batch:
 
 def feed(seed: int = 0) -> Feed:
     db = -60 + 20 * torch.randn(10, 128, 251, generator=torch.Generator().manual_seed(2))
-    made = config.make("best-16k", batch_size=4, crop_frames=64, seed=seed)
+    made = config.make("best-16k", batch_size=4, crop_frames=64, coarse=0.0, gentle=0.0, seed=seed)
     return Feed(db, list(range(1, 10)), torch.arange(10) % 3, 3, LogMel(MelConfig(relative=True)), made)
 
 
