@@ -1,7 +1,7 @@
 """The networks: a residual CNN over a log-mel picture, optionally with squeeze-and-excitation and a feature pyramid.
 
-`resnet34` (He et al. 2015, arXiv 1512.03385) and `se_fpn` (Hu et al. 2017, arXiv 1709.01507; Lin et al. 2016, arXiv
-1612.03144) are one class with different fields. B batch, C channels, F mel bins, T frames, N classes.
+`resnet34`, `resnet18` (He et al. 2015, arXiv 1512.03385) and `se_fpn` (Hu et al. 2017, arXiv 1709.01507; Lin et al.
+2016, arXiv 1612.03144) are one class with different fields. B batch, C channels, F mel bins, T frames, N classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -12,11 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from cnn.audio import Clip
+from cnn.audio import Clip, load
 from cnn.labels import ESC50
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cnn.classifier import Classifier
+    from cnn.serve.service import Service
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is looked up outside
 os.environ.pop("AUDIO_CNN_MODEL", None)  # the tests choose their networks themselves
@@ -52,6 +55,32 @@ def tiny_classifier(tiny: Path) -> "Classifier":
     from cnn.classifier import Classifier
 
     return Classifier.open(tiny, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> "Classifier":
+    """With squeeze-and-excitation, a pyramid and an atlas, tiny and untrained."""
+    from tests.standins.networks import gated_network
+
+    return gated_network(tmp_path_factory.mktemp("gated"))
+
+
+@pytest.fixture(scope="module")
+def services(tiny_classifier: "Classifier", gated: "Classifier") -> "Iterator[dict[str, Service]]":
+    from cnn.serve.service import Service
+
+    services = {"tiny": Service(tiny_classifier), "gated": Service(gated)}
+    yield services
+    for service in services.values():
+        service.close()
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """The bark of the examples."""
+    from tests.standins.asking import DOG
+
+    return load(DOG)
 
 
 @pytest.fixture(scope="session")

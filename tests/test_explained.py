@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
 
 import gradio as gr
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 import soundfile
 from fastapi.testclient import TestClient
 
-from cnn.audio import AudioError, Clip, load
-from cnn.classifier import Classifier
+from cnn.audio import AudioError, Clip
 from cnn.explain import Explanation, explain
 from cnn.serve.api import build_api
 from cnn.serve.glass import NotAtHand
@@ -22,33 +20,15 @@ from cnn.serve.service import Service
 from cnn.ui.glass import view
 from cnn.ui.page import build_page
 from tests.standins.asking import DOG, sent
-from tests.standins.networks import close, gated_network
+from tests.standins.networks import close
 from tests.standins.rude import Rude, says, served
 
 ASKED = {"label": "rain", "against": "cat", "method": "hirescam", "tap": "layer2", "window": 0}
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return gated_network(tmp_path_factory.mktemp("gated"))
-
-
-@pytest.fixture(scope="module")
-def services(tiny_classifier: Classifier, gated: Classifier) -> Iterator[dict[str, Service]]:
-    services = {"tiny": Service(tiny_classifier), "gated": Service(gated)}
-    yield services
-    for service in services.values():
-        service.close()
-
-
-@pytest.fixture(scope="module")
 def client(services: dict[str, Service]) -> TestClient:
     return TestClient(build_api({name: lambda s=s: s for name, s in services.items()}, "tiny"))
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load(DOG)
 
 
 def same(told: dict, here: Explanation) -> None:

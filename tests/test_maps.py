@@ -1,7 +1,6 @@
 """Maps on demand: POST /v1/maps and GET /v1/inside say what a look into the network says, here and from elsewhere."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +19,13 @@ from cnn.serve.glass import LocalGlass
 from cnn.serve.payload import numbers
 from cnn.serve.schema import Inside, Maps
 from cnn.serve.service import Busy, Service
-from tests.standins.asking import DOG, Slow, sent
-from tests.standins.networks import close, gated_network
+from tests.standins.asking import Slow, sent
+from tests.standins.networks import close
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return gated_network(tmp_path_factory.mktemp("gated"))
-
-
-@pytest.fixture(scope="module")
-def client(tiny_classifier: Classifier, gated: Classifier) -> Iterator[TestClient]:
-    services = {"tiny": Service(tiny_classifier), "gated": Service(gated)}
-    yield TestClient(build_api({name: lambda s=service: s for name, service in services.items()}, "tiny"))
-    for service in services.values():
-        service.close()
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load(DOG)
+def client(services: dict[str, Service]) -> TestClient:
+    return TestClient(build_api({name: lambda s=service: s for name, service in services.items()}, "tiny"))
 
 
 def same(told: dict, look: Look) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from cnn.audio import AudioError, Clip, load
+from cnn.audio import AudioError, Clip
 from cnn.classifier import Classifier
 from cnn.serve import connection
 from cnn.serve.answers import Heard
@@ -31,8 +31,8 @@ from cnn.ui.glass import glass, into, view
 from cnn.ui.inside import Room, View, _shown, _words
 from cnn.ui.keep import InHand
 from cnn.ui.strip import strip
-from tests.standins.asking import DOG, sent
-from tests.standins.networks import close, gated_network
+from tests.standins.asking import sent
+from tests.standins.networks import close
 from tests.standins.rude import Behaviour, Rude, dies, says, served
 
 
@@ -41,30 +41,12 @@ def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "PAUSE", 0.01)
 
 
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return gated_network(tmp_path_factory.mktemp("gated"))
-
-
-@pytest.fixture(scope="module")
-def services(tiny_classifier: Classifier, gated: Classifier) -> Iterator[dict[str, Service]]:
-    services = {"tiny": Service(tiny_classifier), "gated": Service(gated)}
-    yield services
-    for service in services.values():
-        service.close()
-
-
 @pytest.fixture(params=["tiny", "gated"])
 def elsewhere(request: pytest.FixtureRequest, services: dict[str, Service]) -> Iterator[tuple[str, Classifier]]:
     """The address of a server of this project, and the network that answers there."""
     name = request.param
     with served({n: lambda s=s: s for n, s in services.items()}, name) as url:
         yield url, services[name].classifier
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load(DOG)
 
 
 def test_a_network_elsewhere_shows_what_it_would_show_here(elsewhere: tuple[str, Classifier], clip: Clip):
