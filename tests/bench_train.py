@@ -1,8 +1,9 @@
 """make bench-train: what a training step costs: python -m tests.bench_train [--data DIR] [--recipe R --any-field value]
 
-(a) the training loop with clips from the cache and all augmentation against the same on one batch made beforehand, (b)
-the floating point operations of such a step against this machine's own matrix product in the same precision. What is
-compared is measured in turns, warmed up, and taken as medians. Run it on an idle machine.
+(a) the training loop with clips from the cache and all augmentation, after the recipe's coarse and gentle epochs,
+against the same on one batch made beforehand, (b) the floating point operations of such a step against this machine's
+own matrix product in the same precision. What is compared is measured in turns, warmed up, and taken as medians. Run it
+on an idle machine.
 """
 
 import argparse
@@ -77,9 +78,14 @@ def made_learner(config: TrainConfig, feed: Feed) -> Learner:
     return Learner(config, model, mode, 1_000_000)  # the schedule stays at its start
 
 
+def full(feed: Feed) -> int:
+    """The first epoch on whole pictures with everything that is done to them; the last one where none has all that."""
+    return min(max(feed.coarse_epochs, feed.gentle_epochs), feed.config.epochs - 1)
+
+
 def batches(feed: Feed, ahead: int, steps: int) -> Iterator[Batch]:
-    """The first batches of the run, through as many epochs as it takes."""
-    epochs = (feed.epoch(epoch, ahead=ahead) for epoch in itertools.count())
+    """So many batches from the epoch `full` on, through as many epochs as it takes."""
+    epochs = (feed.epoch(epoch, ahead=ahead) for epoch in itertools.count(full(feed)))
     return itertools.islice(itertools.chain.from_iterable(epochs), steps)
 
 
@@ -101,7 +107,7 @@ def settle(mode: Mode) -> None:
 
 def measured(config: TrainConfig, feed: Feed, learner: Learner, steps: int, rounds: int) -> list[Row]:
     mode, ahead = learner.mode, learner.mode.ahead
-    batch = feed.batch(0, 0)
+    batch = feed.batch(full(feed), 0)
     with FlopCounterMode(display=False) as counter:
         learner.step(batch)
     work = {"constant": float(counter.get_total_flops() * steps)}

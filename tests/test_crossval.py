@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from cnn import checkpoint
 from training import config as configs
 from training import crossval, figures
 from training.crossval import gather, run_fold, sha256
-from training.evaluate import read_predictions, recompute
+from training.evaluate import read_predictions, recompute, write_predictions
 from training.report import page
 from training.robustness import CONDITIONS
 from training.state import TrainingError
@@ -160,6 +161,50 @@ def test_folds_of_other_settings_or_data_are_not_mixed(
         run_fold(held, tone_data, copy / "runs")
 
 
+def test_other_clips_under_the_same_name_are_other_data(
+    copy: Path, tone_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(crossval, "train", no_training)
+    record = copy / "runs" / "fold1" / "fold.json"
+    told = json.loads(record.read_text())
+    other = tmp_path / "elsewhere" / tone_data.name
+    shutil.copytree(tone_data, other)
+    assert command(other, copy, "--no-robustness") == 0  # the same data in another place
+    clips = sorted((other / "audio").iterdir())
+    clips[0].write_bytes(clips[1].read_bytes())
+    assert command(other, copy, "--no-robustness") == 1
+    assert f"clips, folds or classes of '{tone_data.name}'" in capsys.readouterr().err
+    clips[0].unlink()
+    assert command(other, copy, "--no-robustness") == 1
+    assert f"{clips[0]} is named in meta/esc50.csv but" in capsys.readouterr().err
+    for fold in (record, copy / "runs" / "fold2" / "fold.json"):  # from before the data was looked at
+        fold.write_text(json.dumps({k: v for k, v in json.loads(fold.read_text()).items() if k != "data_sha256"}))
+    assert command(tone_data, copy, "--no-robustness") == 0
+    assert json.loads(record.read_text()).items() <= told.items()
+
+
+def test_a_folder_beside_the_folds_is_none_of_them(copy: Path, tone_data: Path):
+    shutil.copytree(copy / "runs" / "fold1", copy / "runs" / "fold1-old")
+    before = results_of(copy)
+    assert gather(copy / "runs", copy / "out") == before
+
+
+def test_a_full_disk_is_told_with_the_folder_and_the_flag(
+    copy: Path, tone_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(crossval, "write_predictions", full)
+    (copy / "runs" / "fold1" / "predictions.csv").unlink()
+    for folder, flag in (("runs", "--runs"), ("out", "--out")):
+        assert command(tone_data, copy, "--no-robustness", folds="1") == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {copy / folder}: No space left on device: ") and f"another {flag}" in said
+        monkeypatch.setattr(crossval, "write_predictions", write_predictions)
+        monkeypatch.setattr(crossval, "recompute", full)
+
+
 def test_other_weights_in_their_place_are_measured_and_not_believed(
     copy: Path, tone_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
@@ -242,6 +287,13 @@ def test_names_are_not_taken_for_html(crossed: Path):
     text = page(results, {})
     assert "<script" not in text and "<b>" not in text and "<b>&\"' on <script>" in Page(text).text
     assert "Not measured" in text
+
+
+def test_the_page_of_grown_networks_does_not_call_them_trained_from_scratch(crossed: Path):
+    results = results_of(crossed)
+    grown = results | {"config": results["config"] | {"widen": "runs/mine/fold{fold}/best_model.pth"}}
+    assert "trained from scratch" in page(results, {}) and "trained from scratch" not in page(grown, {})
+    assert "grown from narrower ones" in page(grown, {})
 
 
 def test_every_fold_has_its_curve_and_what_was_kept_aside_a_thin_one():

@@ -18,6 +18,7 @@ from cnn.audio import AudioError
 from cnn.mel import LogMel, MelConfig
 from training import cache, data
 from training.data import DataError, Row, in_folds, load_db, read_rows
+from training.splits import inner_split
 
 MEL = MelConfig(sample_rate=8_000, n_fft=256, win_length=256, hop_length=128, n_mels=8, f_max=4_000, seconds=0.2)
 CLIPS = (("dog", 16_000, 0.2), ("rain", 8_000, 0.1), ("rooster", 11_025, 0.3), ("dog", 44_100, 0.2))
@@ -237,14 +238,60 @@ def test_the_csv_decides_which_clips_there_are(rows: list[Row], tmp_path: Path):
     ]
     assert [r.label for r in read_rows(tmp_path / "esc", esc10=True)] == ["dog", "rain", "dog"]
     assert [r.path.name for r in in_folds(rows, [2])] == ["1.wav", "3.wav"]
-    with pytest.raises(DataError, match="no clip in fold 7"):
+    with pytest.raises(DataError, match="no clip in fold 7; there are 1, 2 "):
         in_folds(rows, [7])
     with pytest.raises(DataError, match=r"meta/esc50\.csv is missing"):
         read_rows(tmp_path)
     table = tmp_path / "esc" / "meta" / "esc50.csv"
     table.write_text("filename,fold,category,esc10\n0.wav,1,dog,True\n1.wav,one,dog,True\n")
-    with pytest.raises(DataError, match="line 3: the columns filename, fold, category, esc10 are needed"):
+    with pytest.raises(DataError, match=r"line 3: the columns filename, fold \(a number\), category, esc10"):
         read_rows(tmp_path / "esc")
     table.write_text("filename,fold,category,esc10\n0.wav,1,god,True\n")
     with pytest.raises(DataError, match="line 2: 'god' is not a class of ESC-50"):
         read_rows(tmp_path / "esc")
+
+
+def test_the_csv_may_come_out_of_a_spreadsheet(rows: list[Row], tmp_path: Path):
+    table = tmp_path / "esc" / "meta" / "esc50.csv"
+    table.write_text("filename,fold,category,esc10\n0.wav,1,dog,TRUE\n1.wav,1,rain,0\n2.wav,1,dog,1\n", "utf-8-sig")
+    assert [r.path.name for r in read_rows(tmp_path / "esc")] == ["0.wav", "1.wav", "2.wav"]
+    assert [r.path.name for r in read_rows(tmp_path / "esc", esc10=True)] == ["0.wav", "2.wav"]
+    table.write_text("filename,fold,category,esc10\n0.wav,1,dog,yes\n")
+    with pytest.raises(DataError, match=r"line 2: .*esc10 \(True or False\)"):
+        read_rows(tmp_path / "esc", esc10=True)
+    table.write_text("filename,fold,category,esc10\n0.wav,1,dog,False\n")
+    with pytest.raises(DataError, match="no clip of ESC-10"):
+        read_rows(tmp_path / "esc", esc10=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("filename,fold,category,esc10\nhüpf.wav,1,dog,True\n".encode("latin-1"), "is not UTF-8"),
+        (b"filename,fold,category,esc10\n" + b"x" * 200_000 + b",1,dog,True\n", "cannot be read as a table"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_named(content: bytes, told: str, rows: list[Row], tmp_path: Path):
+    table = tmp_path / "esc" / "meta" / "esc50.csv"
+    table.write_bytes(content)
+    with pytest.raises(DataError, match=rf"meta/esc50\.csv {told}"):
+        read_rows(tmp_path / "esc")
+
+
+def test_a_csv_without_leave_to_read_is_named(rows: list[Row], tmp_path: Path, monkeypatch):
+    def refuse(self: Path, *_, **__) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, who reads everything
+    with pytest.raises(DataError, match=r"meta/esc50\.csv cannot be read \(Permission denied\): check its permissions"):
+        read_rows(tmp_path / "esc")
+
+
+def test_silence_alone_and_nothing_to_train_on_are_told(rows: list[Row], folder: Path):
+    with pytest.raises(DataError, match="no clip is left to train on"):
+        inner_split([], 0.0, np.random.default_rng(0))
+    for row in rows:
+        soundfile.write(row.path, np.zeros(1_600), 8_000)
+    with pytest.raises(DataError, match="there is no sound in any of the 4 clips"):
+        load_db(rows, MEL, folder)
+    assert not folder.exists()

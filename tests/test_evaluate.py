@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import statistics
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cnn.checkpoint import Checkpoint, load, save
 from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
 from cnn.model import AudioCNN
-from training import evaluate
+from training import evaluate, publish, robustness
 from training.data import DataError, Row
 from training.evaluate import Answer, answers, read_predictions, recompute, report, wilson, write_predictions
 
@@ -70,12 +72,36 @@ def test_the_command_measures_and_writes_what_it_measured(data: Path, tiny: Path
     command = ["--model", str(tiny), "--data", str(data), "--fold", "1", "--device", "cpu"]
     assert evaluate.main([*command, "--predictions", str(path)]) == 0
     assert "of 3 clips of fold 1" in capsys.readouterr().out
-    measured = evaluate.evaluate(tiny, data, 1, device="cpu")
+    labels = load(tiny).labels
+    measured = report(answers(Classifier.open(tiny, "cpu"), data, 1), labels, 1)
     row = recompute(path)["folds"][0]
     assert (row["n"], row["correct"], row["accuracy"]) == (3, measured.correct, measured.accuracy)
     assert recompute(path)["per_class"] == measured.to_dict()["per_class"]
     assert evaluate.main([*command, "--predictions", str(tiny / "p.csv")]) == 1  # a folder that is a file
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [evaluate, robustness, publish])
+def test_stopped_by_hand_it_ends_in_one_sentence(
+    command: ModuleType, data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for module, work in ((evaluate, "answers"), (robustness, "measure"), (publish, "publish")):
+        monkeypatch.setattr(module, work, stopped)
+    flags = ["--model", str(tiny), "--data", str(data), "--fold", "1", "--device", "cpu"]
+    assert command.main(["--checkpoint", str(tiny), "--repo", "a/b"] if command is publish else flags) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("\nstopped: ") and said.count("\n") == 2
+
+
+def test_a_fold_that_the_network_learned_from_is_told(data: Path, tiny: Path, tmp_path: Path, capsys):
+    trained = dataclasses.replace(load(tiny), provenance={"folds_trained_on": [1, 2]})
+    save(trained, tmp_path / "t.pth")
+    flags = ["--data", str(data), "--fold", "1", "--device", "cpu"]
+    assert evaluate.main(["--model", str(tmp_path / "t.pth"), *flags]) == 0
+    assert "warning: the network was trained on fold 1" in capsys.readouterr().out
 
 
 def test_logits_come_back_from_the_file_bit_by_bit(tmp_path: Path):

@@ -14,7 +14,7 @@ from cnn import checkpoint
 from cnn.checkpoint import CheckpointError
 from cnn.mel import LogMel, MelConfig
 from cnn.model import AudioCNN, ModelConfig
-from training import config
+from training import config, parallel, state
 from training.feed import Batch, Feed
 from training.learner import Learner, Mode
 from training.widen import read_narrow, widened
@@ -132,6 +132,57 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not np.isfinite(learner.step(bad)[0])
     after = learner.model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items() if not k.endswith("num_batches_tracked"))
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing():
+    learner = Learner(config.make("resnet34-16k"), network(), CPU, steps=4)
+    before = copy.deepcopy(learner.state())
+    learner.model.conv1.weight.register_hook(lambda grad: grad * torch.inf)
+    assert np.isnan(learner.step(batch())[0])  # the caller is told by the loss
+    after = learner.state()
+    for part in ("model", "average"):
+        pairs = [(v, after[part][k]) for k, v in before[part].items() if not k.endswith("num_batches_tracked")]
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not after["optimizer"]["state"] and after["schedule"]["last_epoch"] == 0
+
+
+def test_a_warm_up_of_one_step_exactly_is_legal():
+    learner = Learner(config.make("resnet34-16k", warmup=0.25), network(), CPU, steps=4)
+    told = []
+    for _ in range(3):
+        assert np.isfinite(learner.step(batch())[0])
+        told.append(learner.lr)
+    assert told[0] < 2e-3 and told == sorted(told, reverse=True)
+
+
+def test_the_room_asked_for_holds_two_late_states_and_the_weights(tmp_path: Path):
+    model = network(16)
+    size = sum(v.nbytes for v in model.state_dict().values())
+    learner = Learner(config.make("resnet34-16k", width=16), model, CPU, steps=4)
+    learner.step(batch(2))
+    best = {k: v.clone() for k, v in learner.average.module.state_dict().items()}
+    for patience in (False, True):
+        for name in ("one", "two"):
+            told = {"learner": learner.state(), "best": best if patience else {}}
+            state.write(told, tmp_path / name)
+        torch.save(checkpoint.half(best), tmp_path / "weights")
+        taken = sum(p.stat().st_size for p in tmp_path.iterdir())
+        assert taken < state.room(size, patience) < 1.3 * taken
+
+
+def test_processes_on_a_gpu_share_what_lies_on_the_cpu_too(monkeypatch):
+    """No GPU here: what the group is asked for is looked at. NCCL has nothing for tensors on the CPU."""
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked.append)
+    for name, value in {"get_rank": 1, "get_world_size": 2, "destroy_process_group": None}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with parallel.started() as ranks:
+        assert (ranks.index, ranks.size) == (1, 2)
+    kinds = dict(pair.split(":") for pair in asked[0].split(","))
+    assert kinds == {"cpu": "gloo", "cuda": "nccl"}
 
 
 def test_the_average_of_decay_zero_is_the_last_network():

@@ -16,7 +16,7 @@ from cnn import checkpoint
 from cnn.audio import Clip
 from tests.standins.hub_standin import Hub, hub_standin
 from training import config
-from training.card import BEGIN, END, CardError, readme
+from training.card import BEGIN, END, CardError, card, readme
 from training.publish import PublishError, main, publish
 from training.robustness import CONDITIONS
 
@@ -105,11 +105,22 @@ def test_the_card_tells_the_results_of_this_file_and_its_limits(hub: Hub, weight
     assert len(re.findall(r"\| 50\.00 % \| 30\.0-70\.0 % \| -12\.50 \|", text)) == len(CONDITIONS) - 1
 
 
+def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, results: Path):
+    kept, told = checkpoint.load(weights), json.loads(results.read_text())
+    plain = card(kept, weights, "a/b")
+    assert "trained from scratch" in plain and "grown" not in plain and "- One fold and one seed: a point" in plain
+    grown = {"sha256": "f00d", "commit": "cafe", "recipe": {"recipe": "best-16k", "width": 32, "epochs": 720}}
+    text = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": grown}), weights, "a/b", told)
+    for words in ("| grown from | a network of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
+        assert words in text
+    assert "from scratch" not in text and "One fold and" not in text and "- One seed: a point" in text
+
+
 def test_results_of_other_settings_are_not_printed_on_the_card(weights: Path, results: Path):
     told = json.loads(results.read_text())
-    told["config"]["epochs"] = 7
+    epochs, told["config"]["epochs"] = told["config"]["epochs"], 7
     results.write_text(json.dumps(told))
-    with pytest.raises(CardError, match=r"other settings than the checkpoint \(epochs 7, not 240\)"):
+    with pytest.raises(CardError, match=rf"other settings than the checkpoint \(epochs {epochs} -> 7\)"):
         publish(weights, "tester/net", results=results)
     results.write_text("{}")
     with pytest.raises(CardError, match="no results.json of python -m training.crossval: dataset"):

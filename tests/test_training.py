@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import torch
 
 import training.train as train_module
 from cnn import checkpoint
-from cnn.mel import MELS, LogMel, MelConfig
+from cnn.mel import MELS
 from cnn.model import MODELS
-from training import augment, config, evaluate
+from training import config, evaluate
 from training.data import DataError, Row
+from training.learner import Learner
+from training.logs import NullLogger, Progress
 from training.splits import inner_split
 from training.train import TrainingError, train
 
@@ -41,12 +44,29 @@ def copied(data: Path, to: Path) -> Path:
     return to
 
 
+class Told(NullLogger):
+    """Which figures and pictures came after which epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, str]] = []
+
+    def scalars(self, epoch: int, values: dict[str, float]) -> None:
+        self.seen += [(epoch, name) for name in values]
+
+    def pictures(self, epoch: int, name: str, pictures: torch.Tensor) -> None:
+        self.seen.append((epoch, name))
+
+
 def test_a_run_cut_off_and_resumed_ends_as_one_that_was_not(data: Path, tmp_path: Path):
-    run = config.make("resnet34-16k", **SMALL)
-    whole = train(run, data, tmp_path / "whole")
+    run = config.make("resnet34-16k", **SMALL, inner_share=0.4, coarse=0.4)  # the first of three epochs is coarse
+    log = Told()
+    whole = train(run, data, tmp_path / "whole", logger=log)
     assert train(run, data, tmp_path / "cut", stop_after=1) is None
     cut = train(run, data, tmp_path / "cut", resume=True)
-    assert whole.losses[-len(cut.losses) :] == cut.losses and len(whole.losses) == 3 * 3
+    assert whole.losses[-len(cut.losses) :] == cut.losses and len(whole.losses) == len(cut.losses) * 3 / 2
+    assert [epoch for epoch, name in log.seen if name == "inner/loss"] == [2, 3]  # of the pictures that it knows
+    assert [epoch for epoch, name in log.seen if name == "train/after augmentation"] == [1, 2]  # one of each kind
     a, b = (checkpoint.load(r.checkpoint) for r in (whole, cut))
     assert all(torch.equal(a.state_dict[k], b.state_dict[k]) for k in a.state_dict)
     assert a.provenance["folds_trained_on"] == [1, 2] and a.provenance["fold_held_out"] == 5
@@ -103,6 +123,10 @@ def test_early_stopping_keeps_the_epoch_that_was_best_on_recordings_kept_aside(d
     assert all(torch.equal(v, kept[k]) for k, v in checkpoint.half(state["best"]["average"]).items())
 
 
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
 def test_takes_of_one_recording_stay_on_one_side_of_the_inner_split(data: Path):
     rows = [Row(Path(f"{i}.wav"), 1, "dog" if i < 60 else "rain", f"s{i // 3}") for i in range(120)]
     kept, aside = inner_split(rows, 0.2, rng())
@@ -124,8 +148,13 @@ def test_data_of_a_lower_rate_is_warned_about_and_recorded(data: Path, tmp_path:
     assert "nothing above 8 kHz is learned" in told["warnings"][0] and "freq_mask_bins" in told["chosen_here"]
 
 
-def test_no_room_or_no_right_to_write_is_told_before_the_work(data: Path, tmp_path: Path, monkeypatch):
+def test_no_room_no_right_to_write_no_gpu_or_nothing_to_grow_from_is_told_before_the_work(
+    data: Path, tmp_path: Path, monkeypatch
+):
     run = config.make("resnet34-16k", **SMALL)
+    stopped = tmp_path / "stopped"
+    train(run, data, stopped, stop_after=1)
+    monkeypatch.setattr(train_module, "load_db", lambda *_: pytest.fail("decoded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"file/out cannot be written to.*choose another --out"):
         train(run, data, tmp_path / "file" / "out")
@@ -137,6 +166,15 @@ def test_no_room_or_no_right_to_write_is_told_before_the_work(data: Path, tmp_pa
         patch.setattr("training.state.shutil.disk_usage", lambda _: usage)
         with pytest.raises(TrainingError, match=r"0 MB left, this run needs \d+ MB"):
             train(run, data, tmp_path / "full")
+        assert not list((tmp_path / "full").iterdir())  # the same command will do once there is room
+        shutil.copyfile(stopped / "resume.pt", tmp_path / "full" / "resume.pt")
+        with pytest.raises(TrainingError, match=r"0 MB left, this run needs \d+ MB"):
+            train(run, data, tmp_path / "full", resume=True)
+    with pytest.raises(checkpoint.CheckpointError, match=r"nowhere/5/best_model.pth.*--widen"):
+        train(dataclasses.replace(run, widen="nowhere/{fold}/best_model.pth"), data, tmp_path / "wide")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="torch sees no GPU here"):
+        train(dataclasses.replace(run, device="cuda"), data, tmp_path / "gpu")
 
 
 def test_a_disk_that_fills_up_leaves_the_last_good_state(data: Path, tmp_path: Path, monkeypatch):
@@ -203,6 +241,60 @@ def test_other_settings_do_not_continue_a_run(data: Path, tmp_path: Path):
         train(run, data, tmp_path, resume=True)
 
 
+def test_other_data_does_not_continue_a_run(data: Path, tmp_path: Path):
+    run = config.make("resnet34-16k", **SMALL | {"epochs": 2})
+    train(run, data, tmp_path / "run", stop_after=1)
+    other = copied(data, tmp_path / "other")
+    changed = next((other / "audio").glob("5-*"))
+    changed.unlink()
+    soundfile.write(changed, np.zeros(80_000), 16_000)
+    with pytest.raises(TrainingError, match=r"resume\.pt belongs to other data than .*other: give the --data"):
+        train(run, other, tmp_path / "run", resume=True)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    assert train(run, copied(data, tmp_path / "same"), tmp_path / "moved", resume=True)  # the same clips elsewhere
+    old = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+    assert old["provenance"]["computed"]["precision"] == "fp32"
+    del old["provenance"]["data_sha256"]  # as states were before
+    torch.save(old, tmp_path / "run" / "resume.pt")
+    assert train(run, other, tmp_path / "run", resume=True)
+
+
+def test_a_network_trained_on_a_gpu_can_be_measured(data: Path, tmp_path: Path, monkeypatch):
+    """No GPU here: the network learns on the CPU, and what Classifier is asked for comes from the Mode of a GPU."""
+
+    def learner(made, model, mode, *rest):
+        assert mode.device == "cuda:0"
+        return Learner(made, model, dataclasses.replace(mode, device="cpu"), *rest)
+
+    monkeypatch.setattr(train_module, "_device", lambda *_: "cuda:0")
+    monkeypatch.setattr(train_module, "Learner", learner)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'cuda' was asked for, but torch sees no CUDA GPU"):  # known, only not here
+        train(config.make("resnet34-16k", **SMALL | {"epochs": 1}), data, tmp_path)
+
+
+def test_a_log_that_cannot_be_written_is_told_in_a_sentence(data: Path, tmp_path: Path, monkeypatch, capfd):
+    from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+
+    command = ["--data", str(data), "--out", str(tmp_path), "--width=2", "--epochs=2", "--precision=fp32"]
+    (tmp_path / "tensorboard_logs").write_text("")
+    assert train_module.main(command) == 1
+    assert "tensorboard_logs could not be written" in capfd.readouterr().err
+    (tmp_path / "tensorboard_logs").unlink()
+    written = []
+
+    def full(self, *_):
+        written.append(1)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's, which is silent
+    monkeypatch.setattr(LocalFileSystem, "_write", full)
+    assert train_module.main(command) == 1
+    said = capfd.readouterr().err
+    assert "No space left on device" in said and "choose another --out" in said and "Traceback" not in said
+
+
 def test_a_loss_that_is_not_a_number_stops_with_where_and_what_to_do(data: Path, tmp_path: Path):
     told = r"epoch 1, step [23] \(clips [12]-.*\): start again in another --out with a lower --max-lr"
     with pytest.raises(TrainingError, match=told):
@@ -240,6 +332,16 @@ def test_the_command_leaves_weights_a_log_for_tensorboard_and_a_line_per_epoch(d
     assert evaluate.main(["--model", str(tmp_path / "run" / "best_model.pth"), "--data", str(data), "--fold", "1"]) == 0
     said = capsys.readouterr().out
     assert "was trained on fold 1" in said and "of 6 clips of fold 1" in said
+
+
+def test_the_time_left_counts_coarse_epochs_for_less(capsys, monkeypatch):
+    now = iter([0.0, 60.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    progress = Progress(epochs=8, steps=1, batch_size=4, first=0, coarse=6)
+    for step in range(3):
+        progress.step(step, 0, 1.0, 0.5, 1e-3)
+    progress.epoch(2, 1.0, 0.5, 1e-3, None)
+    assert "3 min left" in capsys.readouterr().out  # 3 coarse ones took a minute: 3 more, 2 at some 3 times the work
 
 
 def test_the_inherited_recipes_are_to_the_letter():
@@ -291,91 +393,3 @@ def test_every_field_is_a_flag():
     args = parser.parse_args(["--lr", "0.5", "--relative", "false", "--mixup-domain", "input", "--epochs", "7"])
     made = config.from_flags(args)
     assert made == config.TrainConfig(lr=0.5, relative=False, mixup_domain="input", epochs=7)
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(3)
-
-
-def test_warping_without_stretch_or_shift_is_a_circular_roll():
-    picture = torch.rand(1, 4, 20, generator=torch.Generator().manual_seed(0))
-    rolled = augment.warp(picture, 20, 1.0, 1.0, 0, True, rng())[0]
-    start = rng().uniform(0, 20, (1, 1)).item()
-    whole, part = int(start), start - int(start)
-    expected = torch.lerp(picture[0].roll(-whole, 1), picture[0].roll(-whole - 1, 1), part)
-    torch.testing.assert_close(rolled, expected)
-    assert torch.equal(augment.warp(picture, 20, 1.0, 1.0, 0, False, rng()), picture)
-
-
-def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
-    """Clip i sounds in bin i only, half of the time, at a level of its own."""
-    power = torch.zeros(40, 40, 50)
-    level = 10.0 ** torch.linspace(-3, 3, 40)
-    power[torch.arange(40), torch.arange(40), :25] = level[:, None]
-    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), MELS["16k"], rng())
-    own = torch.eye(40, dtype=torch.bool)
-    others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
-    below = -10 * others[others > 0].log10()
-    assert len(below) > 30 and below.min() >= 3 - 1e-3 and below.max() <= 25 + 1e-3 and below.max() - below.min() > 15
-
-
-@pytest.mark.parametrize("defect", ["lowpass", "highpass", "silence", "noise"])
-def test_each_defect_from_outside_does_what_it_is_called(defect: str):
-    power = torch.ones(64, 128, 50)
-    power[:, :, 25] = 1e-6
-    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), MELS["16k"], rng())
-    ratio = changed / power
-    if defect in ("lowpass", "highpass"):
-        lost = ratio[:, -1 if defect == "lowpass" else 0, 0]
-        assert (lost < 0.1).float().mean() > 0.8 and (ratio <= 1).all()
-        assert torch.equal(ratio[:, 40:44], torch.ones(64, 4, 50))  # the middle passes
-    elif defect == "silence":
-        kept = (changed[:, 0] > 0).sum(dim=1)
-        assert set(ratio.unique().tolist()) == {0.0, 1.0} and 14 <= kept.min() < 20 and kept.max() > 40
-    else:
-        assert (changed > power).all() and (ratio[:, :, 25] > 2).all()  # what was quiet is covered
-        assert 1e-4 < changed.mean() / power.mean() - 1 < 0.5
-    assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
-
-
-def test_the_share_of_spared_clips_meets_no_defect_at_all():
-    power = torch.rand(400, 16, 20, generator=torch.Generator().manual_seed(0)) + 0.1
-    every = {"lowpass": 1.0, "highpass": 1.0, "silence": 1.0, "noise": 1.0, "background": 1.0, "reverb": 1.0}
-    changed = augment.outside(power.clone(), config.make("resnet34-16k", spared=0.4, **every), MELS["16k"], rng())
-    untouched = torch.isclose(changed, power).all(dim=2).all(dim=1)
-    assert 0.33 < untouched.float().mean() < 0.47
-    assert not torch.isclose(changed, power).all(dim=2)[~untouched].all(dim=1).any()
-
-
-def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
-    power = torch.zeros(2, 3, 60)
-    power[:, :, 10] = 1.0
-    smeared = augment.reverberate(power, np.array([[20.0], [20.0]]), np.array([[1.0], [0.0]]))
-    torch.testing.assert_close(smeared[0, 0, 30] / smeared[0, 0, 10], torch.tensor(1e-6))
-    torch.testing.assert_close(smeared[0].sum(dim=1), torch.ones(3))
-    assert torch.equal(smeared[0, 0, :10], torch.zeros(10)) and torch.equal(smeared[1], power[1])  # no wet: untouched
-    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), MELS["16k"], rng())
-    assert (changed[:, :, 11] > 0).all()
-
-
-def test_masks_hide_no_more_than_they_may_and_something():
-    x = torch.ones(200, 1, 30, 40)
-    hidden = (augment.mask(x, 3, 2, 10, rng()) == 0)[:, 0].all(dim=1).sum(dim=1)  # hidden frames by clip
-    assert hidden.max() <= 20 and hidden.float().mean() > 5
-    assert torch.equal(augment.mask(x, 2, 2, 0, rng()), x)
-
-
-def test_a_mix_holds_both_sounds_in_the_shares_of_its_label():
-    """Two tones in different bins, mixed in the power domain: level differences follow the label's shares."""
-    front_end = LogMel(MelConfig(mean=0.0, std=1.0, relative=False, floor_db=-200.0))
-    calm = config.make("resnet34-16k", stretch_min=1.0, stretch_max=1.0, shift_bins=0, eq_db=0.0, gain_db=0.0,
-                       freq_masks=0, time_masks=0, crop_frames=8)  # fmt: skip
-    db = torch.full((2, 128, 8), -150.0)
-    db[0, 10], db[1, 90] = 0.0, 0.0
-    for seed in range(20):
-        x, soft = augment.augment(db, torch.eye(2), front_end, calm, True, np.random.default_rng(seed))
-        if soft[0].min() > 0:
-            break
-    assert torch.allclose(soft.sum(dim=1), torch.ones(2))
-    levels = x[0, 0, [10, 90], 0]
-    torch.testing.assert_close(levels, 20 * soft[0].log10(), atol=1e-3, rtol=0)

@@ -12,6 +12,7 @@ from typing import Any
 from cnn.checkpoint import Checkpoint
 from cnn.labels import spoken
 from cnn.model import ModelConfig
+from training.config import differences
 from training.state import FREE
 
 BEGIN = "<!-- audio-cnn: the lines up to the closing mark are generated from best_model.pth and replaced with it -->"
@@ -76,7 +77,7 @@ def card(checkpoint: Checkpoint, path: Path, repo: str, results: dict[str, Any] 
         _summary(checkpoint, path),
         _accuracy(checkpoint.metrics, results),
         _robustness(robustness),
-        _limits(checkpoint, measured=bool(robustness)),
+        _limits(checkpoint, measured=bool(robustness), folds=len(results.get("folds", ()))),
         _use(repo),
         _licence(),
     ]
@@ -87,9 +88,7 @@ def _check_same_settings(recipe: dict[str, Any], results: dict[str, Any]) -> Non
     theirs = results.get("config")
     if not isinstance(theirs, dict):
         raise CardError("the results name no configuration: give a results.json of python -m training.crossval")
-    free = ("fold", *FREE)
-    if odd := sorted(k for k in recipe.keys() | theirs.keys() if recipe.get(k) != theirs.get(k) and k not in free):
-        told = ", ".join(f"{k} {theirs.get(k)!r}, not {recipe.get(k)!r}" for k in odd)
+    if told := differences(recipe, theirs, ("fold", *FREE)):
         raise CardError(f"the results are of other settings than the checkpoint ({told}): give those of the same run")
 
 
@@ -107,6 +106,11 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
         folds = ", ".join(map(str, source["folds_trained_on"]))
         held_out = f"fold {source.get('fold_held_out')} was held out, and nothing in the run was chosen on it"
         rows.append(("trained on", f"folds {folds}; {held_out}"))
+    if grown := source.get("grown_from"):
+        before = grown.get("recipe") or {}
+        made = f"`{before.get('recipe')}`, at most {before.get('epochs')} epochs, commit `{grown.get('commit')}`"
+        rows.append(("grown from", f"a network of width {before.get('width')} that had not learned from that fold "
+                     f"either: {made}, sha256 `{grown.get('sha256')}`"))  # fmt: skip
     if recipe:
         made = f"`{recipe.get('recipe')}`, at most {recipe.get('epochs')} epochs, seed {recipe.get('seed')}; "
         rows.append(("recipe", f"{made}every setting is in `config.json`"))
@@ -126,9 +130,11 @@ def _network(checkpoint: Checkpoint) -> str:
     extras = [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
+    grown = "grown_from" in checkpoint.provenance
+    origin = "grown from a narrower one and trained on" if grown else "trained from scratch"
     return (
         f"{model.name}: a residual network for one input channel, {'-'.join(map(str, model.depths))} blocks, "
-        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, trained from scratch"
+        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin}"
     )
 
 
@@ -174,16 +180,18 @@ def _robustness(table: dict[str, Any]) -> str:
     )
 
 
-def _limits(checkpoint: Checkpoint, *, measured: bool) -> str:
+def _limits(checkpoint: Checkpoint, *, measured: bool, folds: int) -> str:
+    """`folds`: how many the results beside the file's own are of."""
     percentages = "" if checkpoint.calibration else " Its percentages are not calibrated."
     holds_up = "is measured above" if measured else "`python -m training.robustness` measures"
+    luck = "One seed" if folds > 1 else "One fold and one seed"
     return f"""## What it cannot do
 
 - It knows {len(checkpoint.labels)} classes and names one of them, whatever it hears (silence apart).{percentages}
 - It learned from clean five-second clips that somebody chose. Other microphones, rooms, mixed sounds and telephone
   lines are out of its domain; how far it holds up there {holds_up}.
 - It hears nothing above {checkpoint.mel.f_max / 1000:g} kHz.
-- One fold and one seed: a point or two of its accuracy is luck.
+- {luck}: a point or two of its accuracy is luck.
 - Nothing that matters to anybody's safety should hang on it."""
 
 

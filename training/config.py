@@ -2,33 +2,50 @@
 
 import argparse
 import dataclasses
+import inspect
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cnn.mel import MELS
 from cnn.model import MODELS
 
-POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "mixup_alpha",
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model": tuple(MODELS),
+    "mel": tuple(MELS),
+    "classes": ("esc50", "esc10"),
+    "schedule": ("onecycle", "cosine"),
+    "mixup_domain": ("power", "input"),
+    "precision": ("auto", "bf16", "fp32"),
+    "layout": ("auto", "channels_last", "contiguous"),
+}
+POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots", "mixup_alpha",
             "checkpoint_every")  # fmt: skip
 NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
           "highpass", "silence", "noise", "background", "reverb", "spared", "coarse", "gentle")  # fmt: skip
+BELOW_ONE = {  # and why
+    "warmup": "the learning rate has to come down again",
+    "average": "the weights of the first step would be kept",
+    "coarse": "the network is used on pictures of full resolution and has to learn from some",
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     recipe: str = "resnet34-16k"
     # network and front end
-    model: str = "resnet34"  # a key of cnn.model.MODELS
+    model: str = "resnet34"  # the network: a key of cnn.model.MODELS
     width: int = 64  # channels of layer1
-    mel: str = "16k"  # a key of cnn.mel.MELS
+    mel: str = "16k"  # the front end, by its sample rate: a key of cnn.mel.MELS
     relative: bool = True  # level-invariant front end: dB below the window's own maximum
-    floor_db: float = -80.0  # of the front end
+    floor_db: float = -80.0  # floor of the front end
     # data
     fold: int = 5  # held out: not trained on, not looked at until the run is over
-    classes: str = "esc50"  # or esc10: the ten classes that the csv flags
-    inner_share: float = 0.0  # of the training recordings, kept aside to validate on; 0: none, train on all
+    classes: str = "esc50"  # all fifty; or esc10: the ten that the csv flags
+    inner_share: float = 0.0  # share of the training recordings kept aside to validate on; 0: none, train on all
     # optimisation
     epochs: int = 90
     patience: int = 0  # stop after so many epochs without a better inner accuracy and keep the best; 0: never
@@ -39,7 +56,7 @@ class TrainConfig:
     max_lr: float = 2e-3  # peak of the OneCycle schedule
     warmup: float = 0.1  # share of the steps before the peak
     weight_decay: float = 0.1
-    decay_all: bool = False  # also biases and BatchNorm; else weights of convolutions and linear layers only
+    decay_all: bool = False  # decay biases and BatchNorm too; else weights of convolutions and linear layers only
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
@@ -52,43 +69,35 @@ class TrainConfig:
     stretch_max: float = 1.18
     shift_bins: int = 4  # frequency shift of up to so many mel bins either way
     eq_knots: int = 5  # random equaliser, interpolated over the bins
-    eq_db: float = 4.0  # its standard deviation
+    eq_db: float = 4.0  # standard deviation of the equaliser
     gain_db: float = 4.0  # standard deviation of the level (it decides who is louder in a mix)
-    # the same, for sounds from outside: shares of clips that are ...
-    lowpass: float = 0.0  # cut above a random bin, like a telephone, an old archive, a low bit rate
-    highpass: float = 0.0  # cut below a random bin, like a small microphone
-    silence: float = 0.0  # kept in a random stretch only, digital silence around it
-    noise: float = 0.0  # laid over with noise of a random level and colour
-    background: float = 0.0  # laid over with another clip, whose name stays out of it
-    reverb: float = 0.0  # smeared like a room does, T60 0.2 to 0.8 s
-    spared: float = 0.0  # ... and share of the clips to which nothing of that happens
+    # the same, for sounds from outside
+    lowpass: float = 0.0  # share of clips cut above a random bin, like a telephone, an old archive, a low bit rate
+    highpass: float = 0.0  # share of clips cut below a random bin, like a small microphone
+    silence: float = 0.0  # share of clips kept in a random stretch only, digital silence around it
+    noise: float = 0.0  # share of clips laid over with noise of a random level and colour
+    background: float = 0.0  # share of clips laid over with another clip, whose name stays out of it
+    reverb: float = 0.0  # share of clips smeared like a room does, T60 0.2 to 0.8 s
+    spared: float = 0.0  # share of clips to which nothing of that happens
     gentle: float = 0.0  # share of the epochs, the first, in which defects and mixing become as frequent as they stay
-    mixup: float = 0.75  # share of batches that are mixed, ...
-    mixup_end: float = 0.3  # ... in the last part of the run, ...
-    mixup_end_share: float = 0.2  # ... which is this share of the epochs
+    mixup: float = 0.75  # share of batches that are mixed
+    mixup_end: float = 0.3  # the same in the last part of the run
+    mixup_end_share: float = 0.2  # how long that is, as a share of the epochs
     mixup_alpha: float = 1.0  # shares are drawn from Beta(alpha, alpha); 1: uniform
-    mixup_domain: str = "power"  # or input: on the standardised picture, as Zhang et al. do
-    freq_masks: int = 2  # SpecAugment (Park et al. 2019, arXiv 1904.08779)
+    mixup_domain: str = "power"  # sounds add up in the air; or input: on the standardised picture, as Zhang et al. do
+    freq_masks: int = 2  # how many, as SpecAugment does (Park et al. 2019, arXiv 1904.08779)
     freq_mask_bins: int = 21  # width of each, uniform from 0 to this
     time_masks: int = 2
-    time_mask_frames: int = 35
+    time_mask_frames: int = 35  # likewise
     # the run
     seed: int = 0
     precision: str = "auto"  # auto: bf16 autocast where that is clearly faster on this machine; bf16; fp32
-    layout: str = "auto"  # of the pictures in memory: channels_last (faster) where the width allows it, or contiguous
-    device: str = "auto"  # auto: cuda where there is one, else cpu
+    layout: str = "auto"  # of pictures in memory: channels_last (faster) where the width allows it, or contiguous
+    device: str = "auto"  # auto: cuda where there is one, else cpu; or cpu, cuda, cuda:N
     checkpoint_every: int = 5  # epochs between resume states
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("model", list(MODELS)),
-            ("mel", list(MELS)),
-            ("classes", ["esc50", "esc10"]),
-            ("schedule", ["onecycle", "cosine"]),
-            ("mixup_domain", ["power", "input"]),
-            ("precision", ["auto", "bf16", "fp32"]),
-            ("layout", ["auto", "channels_last", "contiguous"]),
-        ):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known are {', '.join(known)}")
         for name in POSITIVE:
@@ -100,6 +109,13 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        for name, why in BELOW_ONE.items():
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be below 1: {why}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device {self.device!r} is unknown; known are auto, cpu, cuda, cuda:N")
+        if set("{}") & set(self.widen.replace("{fold}", "")):
+            raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
         if self.layout == "channels_last" and self.width % 16:
             raise ValueError(f"layout channels_last needs a width that 16 divides, not {self.width}: torch 2.14.1 "
                              "writes beyond its memory in the backward pass otherwise")  # fmt: skip
@@ -122,7 +138,7 @@ BEST: dict[str, Any] = {
     "model": "resnet18", "width": 32, "epochs": 720, "coarse": 0.8, "gentle": 0.3, "max_lr": 3e-3, "crop_frames": 208,
     "mixup": 0.9, "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35,
     "background": 0.25, "reverb": 0.1, "spared": 0.4,
-}
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
@@ -163,16 +179,39 @@ def make(recipe: str, **fields: Any) -> TrainConfig:
     return TrainConfig(**{"recipe": recipe, **RECIPES[recipe], **fields})
 
 
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str] = ()) -> str:
+    """'lr 0.1 -> 0.2, ...' for every field of either configuration but the free ones; '' where there is none."""
+    changed = [k for k in sorted({*theirs, *ours} - {*free}) if theirs.get(k) != ours.get(k)]
+    return ", ".join(f"{k} {theirs.get(k)!r} -> {ours.get(k)!r}" for k in changed)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """`--recipe` and one flag per field of TrainConfig; those not given stay out of the namespace."""
+    """`--recipe` and one flag per field of TrainConfig; those not given stay out of the namespace.
+
+    Their help is the comment beside the field, above. A choice is checked by TrainConfig, not by argparse: its error is
+    one sentence then, without the fifty flags before it.
+    """
     parser.add_argument("--recipe", default="resnet34-16k", choices=RECIPES, help="the preset to start from")
+    comments = dict(re.findall(r"^    (\w+): \w+ = .*?  # (.+)$", inspect.getsource(TrainConfig), re.MULTILINE))
     for field in dataclasses.fields(TrainConfig):
         if field.name == "recipe":
             continue
         kind = _boolean if field.type is bool else field.type
+        values = ("true", "false") if field.type is bool else CHOICES.get(field.name)
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper()
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=argparse.SUPPRESS,
+            metavar=f"{{{','.join(values)}}}" if values else kind.__name__.upper(),
+            help=f"{comments.get(field.name, '')} ({_defaults(field)})".strip().replace("%", "%%"),
         )
+
+
+def _defaults(field: dataclasses.Field) -> str:
+    """'default: 90; best-16k: 720; ...', every recipe named that has another."""
+    others = {recipe: preset[field.name] for recipe, preset in RECIPES.items() if field.name in preset}
+    told = {"default": field.default} | {k: v for k, v in others.items() if v != field.default}
+    return "; ".join(f"{k}: {str(v).lower() if field.type is bool else repr(v)}" for k, v in told.items())
 
 
 def from_flags(args: argparse.Namespace) -> TrainConfig:

@@ -12,9 +12,11 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from cnn.checkpoint import Checkpoint, CheckpointError
 from cnn.classifier import Classifier
 from training import config as configs
 from training import figures, robustness
-from training.config import TrainConfig
+from training.config import TrainConfig, differences
 from training.data import DataError, in_folds, read_rows
 from training.evaluate import answers, recompute, write_predictions, write_whole
 from training.logs import Logger, TensorBoard
 from training.report import page
-from training.state import FREE, TrainingError
+from training.state import FREE, TrainingError, fingerprint
 from training.train import train
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -53,18 +55,16 @@ def run_fold(
     """Train with `config.fold` held out, in runs/foldK; then predictions.csv and, if `robust`, robustness.json of it.
 
     Goes on where it was interrupted; where everything is there, whole and of these settings, nothing is done. Logs to
-    TensorBoard in that folder unless told otherwise. `fold.json` there: settings, seconds, and the sha256 of the
-    weights and of what was measured of them; weights that are others now are measured again. Returns the folder.
-    Raises DataError, AudioError, TrainingError, CheckpointError or OSError.
+    TensorBoard in that folder unless told otherwise. `fold.json` there: settings, the data's fingerprint, seconds, and
+    the sha256 of the weights and of what was measured of them; weights that are others now are measured again. Returns
+    the folder. Raises DataError, AudioError, TrainingError, CheckpointError or OSError.
     """
     folder = runs / f"fold{config.fold}"
     best = folder / BEST
-    dataset = data.resolve().name
-    settings = dataclasses.asdict(config)
-    _same_settings(runs, settings, dataset)
+    begun = {"dataset": data.resolve().name, "config": dataclasses.asdict(config), "data_sha256": _clips(config, data)}
+    _same_settings(runs, begun)
     folder.mkdir(parents=True, exist_ok=True)
-    begun = {"fold": config.fold, "dataset": dataset, "config": settings, "seconds": 0.0, "files": {}}
-    record = begun | _read_record(folder)
+    record = begun | {"fold": config.fold, "seconds": 0.0, "files": {}} | _read_record(folder)
     earlier, start = record["seconds"], time.monotonic()
 
     def kept() -> None:
@@ -82,7 +82,7 @@ def run_fold(
         record["files"] = {BEST: sha256(best)}
     missing = [n for n in (PREDICTIONS, *[ROBUSTNESS] * robust) if not _whole(folder, record, n)]
     if missing:
-        classifier = Classifier.open(best, config.device)
+        classifier = Classifier.open(best, config.device.split(":")[0])  # which of the GPUs does not matter
         if PREDICTIONS in missing:
             found = answers(classifier, data, config.fold)
             write_predictions(folder / PREDICTIONS, found, classifier.labels)
@@ -108,31 +108,39 @@ def _trained(best: Path, config: TrainConfig) -> bool:
     except CheckpointError as e:
         print(f"{e}: it is made again", flush=True)
         return False
-    if told := _differences(weights.recipe, dataclasses.asdict(config), FREE):
+    if told := differences(weights.recipe, dataclasses.asdict(config), FREE):
         raise TrainingError(f"{best} was trained with other settings ({told}): use those, or other --runs or --name")
     return bool(weights.metrics)  # without, the run was cut off before its last line
 
 
-def _same_settings(runs: Path, settings: dict[str, Any], dataset: str) -> None:
-    """Raises TrainingError where a fold in `runs` has other settings or data: they would not make one result."""
+def _clips(config: TrainConfig, data: Path) -> str:
+    """The data's fingerprint. Raises DataError."""
+    try:
+        return fingerprint(read_rows(data, esc10=config.classes == "esc10"))
+    except OSError as e:
+        raise DataError(f"{e.filename} is named in meta/esc50.csv but cannot be read ({e.strerror})") from e
+
+
+def _same_settings(runs: Path, ours: dict[str, Any]) -> None:
+    """Raises TrainingError where a fold in `runs` has other settings or data: they would not make one result.
+
+    `ours`: `config`, `dataset` and `data_sha256` as in fold.json, whose older ones lack the last.
+    """
     for folder in _folders(runs):
         record = _read_record(folder)
-        told = _differences(record["config"], settings, (*FREE, "fold"))
-        if record["dataset"] != dataset:
-            told = f"{told}, " * bool(told) + f"data {record['dataset']!r} -> {dataset!r}"
+        told = differences(record["config"], ours["config"], (*FREE, "fold"))
+        if record["dataset"] != ours["dataset"]:
+            told = f"{told}, " * bool(told) + f"data {record['dataset']!r} -> {ours['dataset']!r}"
+        elif len({record.get("data_sha256"), ours.get("data_sha256")} - {None}) > 1:
+            told = f"{told}, " * bool(told) + f"clips, folds or classes of {ours['dataset']!r}"
         if told:
             raise TrainingError(f"{folder} has other settings ({told}): use those, or other --runs or --name")
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], free: Iterable[str]) -> str:
-    """'lr 0.1 -> 0.2, ...' for every field but the free ones; empty where there is none."""
-    changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k) and k not in free]
-    return ", ".join(f"{k} {theirs.get(k)!r} -> {ours.get(k)!r}" for k in changed)
-
-
 def _folders(runs: Path) -> list[Path]:
-    """The folds begun in `runs`, by number."""
-    return sorted((p.parent for p in runs.glob(f"fold*/{RECORD}")), key=lambda p: (len(p.name), p.name))
+    """The folds begun in `runs`, by number; what people keep beside them, a copied fold1-old say, is none."""
+    found = [p.parent for p in runs.glob(f"fold*/{RECORD}") if re.fullmatch("fold[0-9]+", p.parent.name)]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("fold")))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -142,7 +150,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("fold", "dataset", "config", "seconds", "files")}
+        needed = {key: record[key] for key in ("fold", "dataset", "config", "seconds", "files")}
+        return needed | {key: record[key] for key in ("data_sha256",) if key in record}
     except (KeyError, TypeError, ValueError) as e:
         raise TrainingError(f"{path} is damaged: delete it, and the fold is measured again") from e
 
@@ -183,7 +192,8 @@ def gather(runs: Path, out: Path) -> dict[str, Any]:
     if not records:
         raise TrainingError(f"{runs} holds no measured fold: run training.crossval first")
     first = next(iter(records.values()))
-    _same_settings(runs, first["config"], first["dataset"])
+    known = [r["data_sha256"] for r in records.values() if "data_sha256" in r]
+    _same_settings(runs, first | {"data_sha256": known[0] if known else None})
     weights: dict[Path, Checkpoint] = {}
     for folder, record in records.items():
         if changed := [name for name in record["files"] if not _whole(folder, record, name)]:
@@ -308,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         runs, out = args.runs or Path("runs") / name, args.out or RESULTS / name
         _writable(runs, "--runs")
         _writable(out, "--out")
-        _same_settings(runs, dataclasses.asdict(config), args.data.resolve().name)
+        _same_settings(runs, {"config": dataclasses.asdict(config), "dataset": args.data.resolve().name})
         rows = read_rows(args.data, esc10=config.classes == "esc10")
         for fold in args.folds:  # one that does not exist is reported now, not after the others
             in_folds(rows, [fold])
@@ -326,10 +336,12 @@ def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, ou
     for place, fold in enumerate(folds, start=1):
         print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)
         before = _read_record(runs / f"fold{fold}")
-        folder = run_fold(dataclasses.replace(config, fold=fold), data, runs, robust=robust)
+        with _room_in(runs, "--runs"):
+            folder = run_fold(dataclasses.replace(config, fold=fold), data, runs, robust=robust)
         if place < len(folds) and before == _read_record(folder):
             continue  # nothing new to tell
-        results = gather(runs, out)
+        with _room_in(out, "--out"):
+            results = gather(runs, out)
         row = next(r for r in results["folds"] if r["fold"] == fold)
         low, high = (100 * x for x in row["interval"])
         print(f"fold {fold}: {100 * row['accuracy']:.2f} % of {row['n']} clips (95 % interval {low:.1f}-{high:.1f} %), "
@@ -349,6 +361,21 @@ def _folds(text: str) -> tuple[int, ...]:
     except ValueError as e:
         raise argparse.ArgumentTypeError(f"fold numbers with commas between them, like 1,2,5, not {text!r}") from e
     return folds
+
+
+@contextmanager
+def _room_in(folder: Path, flag: str) -> Iterator[None]:
+    """Names the folder and the way out where writing there fails: a full disk's own error names nothing.
+
+    Raises TrainingError, or OSError where a file elsewhere is at fault.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None and folder not in Path(e.filename).parents:
+            raise
+        raise TrainingError(f"{e.filename or folder}: {e.strerror or e}: check the room and the permissions there and "
+                            f"give the same command again, or choose another {flag}") from e  # fmt: skip
 
 
 def _writable(folder: Path, flag: str) -> None:

@@ -42,35 +42,49 @@ class Row:
 def read_rows(root: Path, *, esc10: bool = False) -> list[Row]:
     """The rows of `meta/esc50.csv` in its order; file names are taken from it, never built.
 
-    Raises DataError where the folder, the csv or a column is missing or a class is unknown.
+    Raises DataError where the folder, the csv or a column is missing, it cannot be read or a class is unknown.
     """
     table = Path(root) / "meta" / "esc50.csv"
     if not table.is_file():
         raise DataError(f"{table} is missing: --data wants a folder of ESC-50's layout, audio/ and meta/esc50.csv")
     rows = []
-    with table.open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                if row["category"] not in ESC50:
-                    raise DataError(f"{table}, line {line}: {row['category']!r} is not a class of ESC-50")
-                if not esc10 or row["esc10"] == "True":
-                    path = Path(root) / "audio" / row["filename"]
-                    rows.append(Row(path, int(row["fold"]), row["category"], row.get("src_file") or ""))
-            except (KeyError, TypeError, ValueError) as e:
-                if isinstance(e, DataError):
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a byte order mark first
+            for line, row in enumerate(csv.DictReader(file), start=2):
+                try:
+                    if row["category"] not in ESC50:
+                        raise DataError(f"{table}, line {line}: {row['category']!r} is not a class of ESC-50")
+                    if not esc10 or _flag(row["esc10"]):
+                        path = Path(root) / "audio" / row["filename"]
+                        rows.append(Row(path, int(row["fold"]), row["category"], row.get("src_file") or ""))
+                except DataError:
                     raise
-                raise DataError(f"{table}, line {line}: the columns filename, fold, category, esc10 are needed") from e
+                except (KeyError, TypeError, ValueError) as e:
+                    needed = "the columns filename, fold (a number), category, esc10 (True or False) are needed"
+                    raise DataError(f"{table}, line {line}: {needed}") from e
+    except UnicodeDecodeError as e:
+        raise DataError(f"{table} is not UTF-8: save it as CSV in UTF-8") from e
+    except csv.Error as e:
+        raise DataError(f"{table} cannot be read as a table of comma-separated values ({e})") from e
+    except OSError as e:
+        raise DataError(f"{table} cannot be read ({e.strerror}): check its permissions") from e
     if not rows:
-        raise DataError(f"{table} names no clip")
+        raise DataError(f"{table} names no clip{' of ESC-10: its column esc10 is never True' if esc10 else ''}")
     return rows
 
 
+def _flag(text: str | None) -> bool:
+    """What is in the column esc10, also as spreadsheets write it. Raises KeyError for anything else."""
+    return {"true": True, "1": True, "false": False, "0": False}[str(text).lower()]
+
+
 def in_folds(rows: Iterable[Row], folds: Iterable[int]) -> list[Row]:
-    """The rows of these folds. Raises DataError where there are none."""
-    wanted = set(folds)
+    """The rows of these folds. Raises DataError where there are none, naming the folds there are."""
+    rows, wanted = list(rows), set(folds)
     chosen = [r for r in rows if r.fold in wanted]
     if not chosen:
-        raise DataError(f"no clip in fold {', '.join(map(str, sorted(wanted)))}")
+        there = ", ".join(map(str, sorted({r.fold for r in rows})))
+        raise DataError(f"no clip in fold {', '.join(map(str, sorted(wanted)))}; there are {there} (--fold, --folds)")
     return chosen
 
 
@@ -139,4 +153,6 @@ def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[
             if sys.stderr.isatty():
                 end = "\n" if i + 1 == len(rows) else ""
                 print(f"\rdecoding clip {i + 1} of {len(rows)}", end=end, file=sys.stderr, flush=True)
+    if out.amax() == out.amin():
+        raise DataError(f"there is no sound in any of the {len(rows)} clips in {rows[0].path.parent}: all are silence")
     return out, lowest

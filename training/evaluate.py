@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnn.audio import AudioError
 from cnn.checkpoint import CheckpointError, find
@@ -71,12 +72,6 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 # --- asking the network ----------------------------------------------------------------------------------------------
 
 
-def evaluate(model: Path, data: Path, fold: int, *, device: str = "auto") -> Report:
-    """Every clip of the fold, named by the network. Raises CheckpointError, DataError or AudioError."""
-    classifier = Classifier.open(model, device)
-    return report(answers(classifier, data, fold), classifier.labels, fold)
-
-
 def answers(classifier: Classifier, data: Path, fold: int) -> list[Answer]:
     """The network's logits for every clip of the fold whose class it knows, in the csv's order.
 
@@ -100,6 +95,12 @@ def answers(classifier: Classifier, data: Path, fold: int) -> list[Answer]:
                 logits = np.log(mean).astype(np.float32)
             found.append(Answer(row, logits))
     return found
+
+
+def warn_of_trained(classifier: Classifier, fold: int) -> None:
+    """A line on stdout where the network has learned from this very fold."""
+    if fold in classifier.checkpoint.provenance.get("folds_trained_on", []):
+        print(f"warning: the network was trained on fold {fold}; this says nothing about new sounds")
 
 
 def report(answers: Sequence[Answer], labels: Sequence[str], fold: int) -> Report:
@@ -182,15 +183,13 @@ def recompute(predictions: Path) -> dict[str, Any]:
     truth = np.array([labels.index(a.row.label) for a in found])
     heard = ~np.isnan(logits).any(axis=1)
     logits, truth = logits[heard], truth[heard]
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
     bins, ece = _reliability(logits, truth)
     return {
         "folds": folds,
         "mean": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(folds) > 1 else None,
         "per_class": pooled.per_class,
-        "confusion": confusion.tolist(),
+        "confusion": confusion(truth, logits.argmax(axis=1), len(labels)).tolist(),
         "esc10": _esc10(labels, logits, truth, sum(a.row.label in ESC10 for a in found)),
         "clips": len(found),
         "correct": pooled.correct,
@@ -200,6 +199,13 @@ def recompute(predictions: Path) -> dict[str, Any]:
         "ece": ece,
         "reliability": bins,
     }
+
+
+def confusion(true: ArrayLike, named: ArrayLike, classes: int) -> np.ndarray:
+    """Class numbers (n,), (n,) -> counts (N, N) int64, true class by row, named class by column."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (np.asarray(true, int), np.asarray(named, int)), 1)
+    return counts
 
 
 def _reliability(logits: np.ndarray, truth: np.ndarray) -> tuple[list[dict[str, Any]], float | None]:
@@ -252,11 +258,13 @@ def main(argv: list[str] | None = None) -> int:
             args.predictions.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
         path = find(args.model)
         classifier = Classifier.open(path, args.device)
-        if args.fold in classifier.checkpoint.provenance.get("folds_trained_on", []):
-            print(f"warning: the network was trained on fold {args.fold}; this says nothing about new sounds")
+        warn_of_trained(classifier, args.fold)
         found = answers(classifier, args.data, args.fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)
+    except KeyboardInterrupt:
+        print("\nstopped: nothing is measured before all clips of the fold are named", file=sys.stderr)
+        return 130
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

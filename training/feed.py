@@ -33,7 +33,10 @@ class Feed:
     ) -> None:
         self.db, self.rows, self.targets, self.classes = db, torch.tensor(rows), targets, classes
         self.front_end, self.config = front_end, config
-        if config.coarse:
+        # nine places: 0.29 * 100 is 28.999999999999996
+        self.coarse_epochs = int(round(config.coarse * config.epochs, 9))  # the first so many
+        self.gentle_epochs = math.ceil(round(config.gentle * config.epochs, 9))  # in so many, defects are rarer yet
+        if self.coarse_epochs:
             self.coarse_db = nnf.avg_pool2d(db, 2, ceil_mode=True)
             mel = front_end.config
             self.coarse_end = LogMel(dataclasses.replace(mel, n_mels=mel.n_mels // 2, hop_length=2 * mel.hop_length))
@@ -47,6 +50,10 @@ class Feed:
         self.batch_size = min(config.batch_size, len(rows))
         self.steps = len(rows) // self.batch_size
 
+    def is_coarse(self, epoch: int) -> bool:
+        """Whether the pictures of this epoch, counted from 0, are of half the resolution."""
+        return epoch < self.coarse_epochs
+
     def batch(self, epoch: int, step: int) -> Batch:
         """The same for the same arguments, whatever was drawn before: that is what makes resuming exact."""
         config = self.config
@@ -55,9 +62,9 @@ class Feed:
         rng = np.random.default_rng([config.seed, epoch, step])
         rise = min(1.0, epoch / (config.gentle * config.epochs)) if config.gentle else 1.0  # a curriculum
         late = epoch >= config.epochs * (1 - config.mixup_end_share)
-        mix = rng.random() < (config.mixup_end if late else config.mixup * rise)
+        mix = rng.random() < rise * (config.mixup_end if late else config.mixup)
         soft = nnf.one_hot(self.targets[chosen], self.classes).float()
-        if epoch < config.coarse * config.epochs:
+        if self.is_coarse(epoch):
             # shapes first, details later (progressive learning; Tan and Le 2021, arXiv 2104.00298)
             db, front_end, config = self.coarse_db, self.coarse_end, self.coarse_config
         else:

@@ -47,14 +47,14 @@ class Learner:
     def __init__(self, config: TrainConfig, model: nn.Module, mode: Mode, steps: int, ranks: Ranks = ALONE) -> None:
         self.config, self.mode, self.ranks = config, mode, ranks
         self.model = model.to(mode.device, memory_format=LAYOUTS[mode.layout])
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
-        )
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config), lr=config.lr)
         self.schedule: LRScheduler
         if config.schedule == "onecycle":
+            # a warm-up of one step exactly is a division by zero in torch; a trace longer, it is the same schedule
+            warmup = config.warmup * (1.001 if config.warmup * steps == 1 else 1)
             self.schedule = OneCycleLR(
-                self.optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=config.warmup, cycle_momentum=False
+                self.optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=warmup, cycle_momentum=False
             )
         else:
             self.schedule = CosineAnnealingLR(self.optimizer, T_max=steps)
@@ -66,8 +66,9 @@ class Learner:
         return self.schedule.get_last_lr()[0]
 
     def step(self, batch: Batch) -> tuple[float, float]:
-        """(loss, share of clips whose strongest class is the strongest of the mix). Not finite: nothing was changed.
+        """(loss, share of clips whose strongest class is the strongest of the mix).
 
+        Where the loss or its gradient is not finite, the loss told is not either, and nothing was changed.
         The batch is computed in `accumulate` parts per process, all from the same BatchNorm statistics, which become
         the mean of what the parts make of them.
         """
@@ -93,12 +94,13 @@ class Learner:
             told += torch.tensor([loss.item() * len(x[i]), hits], dtype=torch.float64) / len(batch.x) * self.ranks.size
         self.ranks.mean([told, *after])
         value, accuracy = told.tolist()
-        if not math.isfinite(value):
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if not (math.isfinite(value) and norm.isfinite()):
             torch._foreach_copy_(self.statistics, before)
-            return value, accuracy
+            return math.nan if math.isfinite(value) else value, accuracy
         torch._foreach_copy_(self.statistics, after)
         if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
         self.schedule.step()
         self.average.update_parameters(self.model)

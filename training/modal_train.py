@@ -9,7 +9,8 @@ Volume `esc50-data` holds ESC-50, fetched once; another folder of its layout, pu
 Volume `esc-model` holds `best_model.pth` of the run of `train` that ended last, and by the run's name `runs/`,
 `tensorboard_logs/`, `crossval/` (folds and their logs), `results/`. It is committed after every checkpoint: cancelled
 and given again, a command goes on from there. `modal run --detach` lets what is computing go on without this machine;
-given again when that has ended (`modal app list`), the command does the rest.
+given again when that has ended (`modal app list`), the command does the rest. `--widen` is a path in `esc-model`;
+that of a recipe is looked for in `crossval/`.
 """
 
 import dataclasses
@@ -176,13 +177,17 @@ def field_flags(*left_out: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def settings(given: dict[str, Any]) -> TrainConfig:
-    """The preset with the fields that were given."""
+    """The preset with the fields that were given; `widen` is a path in volume esc-model."""
     booleans = {f.name for f in dataclasses.fields(TrainConfig) if f.type is bool}
     fields = {k: v == "true" if k in booleans else v for k, v in given.items() if v is not None}
     try:
-        return configs.make(**{"recipe": TrainConfig.recipe, **fields})
+        config = configs.make(**{"recipe": TrainConfig.recipe, **fields})
     except ValueError as e:
         raise UserError(str(e)) from e
+    if config.widen:  # a recipe names where crossval leaves its folds on this machine
+        path = fields.get("widen") or f"crossval/{config.widen.removeprefix('runs/')}"
+        config = dataclasses.replace(config, widen=str(MODELS / path))
+    return config
 
 
 def plain(name: str) -> str:

@@ -72,9 +72,11 @@ def started() -> Iterator[Ranks]:
         yield ALONE
         return
     local = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    gpus = torch.cuda.is_available()
+    if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # a step on a GPU shares its loss out on the CPU, and --device cpu runs beside a GPU too: each kind has its backend
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local)
     finally:

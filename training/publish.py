@@ -80,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         path = args.checkpoint / NAMES[0] if args.checkpoint.is_dir() else args.checkpoint
         pinned = publish(path, args.repo, private=args.private, results=args.results)
+    except KeyboardInterrupt:
+        print("\nstopped: what was sent is there as a whole or not at all; give the command again", file=sys.stderr)
+        return 130
     except (CardError, CheckpointError, PublishError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -58,7 +58,7 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     title = f"{r['name']} on {r['dataset']}"
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<p class="soft">{_text(r["network"])}, trained from scratch</p>',
+        f'<p class="soft">{_text(r["network"])}, {_origin(r)}</p>',
         _score(r),
         "<h2>How it was measured</h2>", _protocol(r),
         "<h2>Fold by fold</h2>", _folds(r),
@@ -103,6 +103,10 @@ def _score(r: Mapping[str, Any]) -> str:
         lines.append(f"<p>ESC-10, ten of the classes ({_count(ten['n'], 'clip')}): {_percent(ten['accuracy'])}{among}. "
                      "People reach 81.3 % on ESC-50 and 95.7 % on ESC-10 (Piczak 2015).</p>")  # fmt: skip
     return "\n".join(lines)
+
+
+def _origin(r: Mapping[str, Any]) -> str:
+    return "grown from narrower ones and trained on" if r["config"].get("widen") else "trained from scratch"
 
 
 def _protocol(r: Mapping[str, Any]) -> str:

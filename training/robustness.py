@@ -24,7 +24,7 @@ from cnn.audio import AudioError, load, resample
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from training.data import DataError, Row, in_folds, read_rows
-from training.evaluate import wilson
+from training.evaluate import warn_of_trained, wilson
 
 Sound = bytes | tuple[int, np.ndarray]  # a file, or (rate, samples): what cnn.audio.load takes
 
@@ -289,12 +289,14 @@ def main(argv: list[str] | None = None) -> int:
             args.json.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
         path = find(args.model)
         classifier = Classifier.open(path, args.device)
-        if args.fold in classifier.checkpoint.provenance.get("folds_trained_on", []):
-            print(f"warning: the network was trained on fold {args.fold}; this says nothing about new sounds")
+        warn_of_trained(classifier, args.fold)
         table = measure(classifier, args.data, args.fold, clips=args.clips, progress=_tell)
         print(f"{path}: {len(table['files'])} clips of fold {args.fold}\n{text(table)}")
         if args.json:
             args.json.write_text(json.dumps(table) + "\n")
+    except KeyboardInterrupt:
+        print("\nstopped: there is no table before all clips are named; --clips 40 makes a quick one", file=sys.stderr)
+        return 130
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -10,9 +10,11 @@ from training.data import DataError, Row
 def inner_split(rows: list[Row], share: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Indices of the rows to train on and of those to validate on, about `share` of each class.
 
-    All takes of one source recording are on one side: they sound alike. Raises DataError where the csv does not tell
-    the recordings or a class has only one.
+    All takes of one source recording are on one side: they sound alike. Raises DataError where there is no row, the csv
+    does not tell the recordings or a class has only one.
     """
+    if not rows:
+        raise DataError("no clip is left to train on, all are of the fold held out: set --fold to another")
     if not share:
         return list(range(len(rows))), []
     by_class: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -1,21 +1,25 @@
 """What a run leaves on disk beside its weights: the state it resumes from, and where it came from."""
 
 import dataclasses
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from training.config import CHOSEN, TrainConfig
+from training.config import CHOSEN, TrainConfig, differences
+from training.data import Row
 
 FORMAT = "audio-cnn-resume/4"
-FREE = ("checkpoint_every", "device")  # what may change without changing the result
+FREE = ("checkpoint_every", "device")  # may change on the way: the first changes nothing, the second the rounding
+SPARE = 10_000_000  # bytes for TensorBoard's files and what zip archives add
 
 
 class TrainingError(RuntimeError):
@@ -27,6 +31,8 @@ def write(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".part")
     try:
         torch.save({"format": FORMAT, **state}, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
         os.replace(part, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
         there = "; the last good one is still there" if path.exists() else ""
@@ -38,9 +44,19 @@ def write(state: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_room(path: Path) -> None:
-    """Raises TrainingError where the next state, written beside this one, and the weights would not fit."""
-    need, free = round(1.3 * path.stat().st_size), shutil.disk_usage(path.parent).free
+def room(network: int, patience: bool) -> int:
+    """Bytes that a run of a network of so many bytes takes at the most: two late states, and the weights in half.
+
+    A late state holds the network, its average, AdamW's two moments and with `patience` the best average; the next one
+    is written beside it.
+    """
+    return 2 * (5 if patience else 4) * network + network // 2 + SPARE
+
+
+def check_room(path: Path, network: int, patience: bool) -> None:
+    """Raises TrainingError where the run would not fit; a state there at `path` already has a part of its room."""
+    there = path.stat().st_size if path.exists() else 0
+    need, free = room(network, patience) - there, shutil.disk_usage(path.parent).free
     if free < need:
         raise TrainingError(f"{path.parent} has {free / 1e6:.0f} MB left, this run needs {need / 1e6:.0f} MB: free "
                             "some space or choose another --out")  # fmt: skip
@@ -54,16 +70,33 @@ def read(path: Path, config: TrainConfig) -> dict[str, Any]:
         raise TrainingError(f"{path} cannot be read: delete it to start again") from e
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is not a resume state of this version: delete it to start again")
-    ours, theirs = dataclasses.asdict(config), state["config"]
-    if changed := [k for k in ours if ours[k] != theirs.get(k) and k not in FREE]:
-        told = ", ".join(f"{k} {theirs.get(k)!r} -> {ours[k]!r}" for k in changed)
+    if told := differences(state["config"], dataclasses.asdict(config), FREE):
         raise TrainingError(f"{path} belongs to other settings ({told}): use those, or another --out")
     return state
 
 
-def provenance(
-    data: Path, folds: set[int], config: TrainConfig, lowest_rate: int, warned: list[str]
-) -> dict[str, Any]:
+def fingerprint(rows: list[Row]) -> str:
+    """SHA-256 over fold, class and bytes of every clip, in their order. Raises OSError."""
+
+    def told(row: Row) -> str:
+        with row.path.open("rb") as file:
+            return f"{row.fold} {row.label} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return hashlib.sha256("\n".join(pool.map(told, rows)).encode()).hexdigest()
+
+
+def check_data(path: Path, state: dict[str, Any], data: Path, found: str) -> None:
+    """Raises TrainingError where the run of this state began with clips of another fingerprint than `found`.
+
+    A state from before there were fingerprints goes on with whatever it is given.
+    """
+    if state["provenance"].get("data_sha256", found) != found:
+        raise TrainingError(f"{path} belongs to other data than {data}: give the --data that the run began with, or "
+                            "choose another --out")  # fmt: skip
+
+
+def provenance(data: Path, folds: set[int], config: TrainConfig, lowest_rate: int, warned: list[str]) -> dict[str, Any]:
     """Taken at the start of a run: the repository may move on while it goes. `folds`: all there are."""
     return {
         "data": f"ESC-50 ({data.resolve().name}, {lowest_rate} Hz), K. J. Piczak 2015, doi 10.1145/2733373.2806390",
@@ -89,9 +122,7 @@ def commit() -> str:
 
 def _git(*args: str) -> str:
     try:
-        found = subprocess.run(
-            ["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-        )
+        found = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     except OSError:  # no git here: a downloaded archive, a slim container
         return ""
     return found.stdout.strip()

@@ -77,6 +77,7 @@ def train(
     """
     logger = logger if logger and ranks.first else NullLogger(quiet=not ranks.first)
     state_file, best_file = out / "resume.pt", out / "best_model.pth"
+    device = _device(config.device, ranks)
     found = ranks.agreed(lambda: _open(out, state_file, config, resume))
     first = found["epoch"] if found else 0
     logger.start(first)
@@ -89,7 +90,26 @@ def train(
     trained, aside = inner_split([rows[i] for i in known], config.inner_share, rng)
     trained, aside = [known[i] for i in trained], [known[i] for i in aside]
     mel = dataclasses.replace(MELS[config.mel], relative=config.relative, floor_db=config.floor_db)
+    model_config = dataclasses.replace(MODELS[config.model], width=config.width, num_classes=len(labels))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = AudioCNN(model_config)
+    ranks.agreed(lambda: state.check_room(state_file, _bytes(model), config.patience > 0))
+    grown_from = {}
+    if config.widen and not found:
+        source = Path(config.widen.replace("{fold}", str(config.fold)))
+        narrow = read_narrow(source, config.fold, model_config, labels, mel)
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        grown_from = {"sha256": digest, "commit": narrow.provenance.get("commit"), "recipe": narrow.recipe}
+        generator = torch.Generator().manual_seed(config.seed)
+        try:
+            model.load_state_dict(widened(narrow.state_dict, model.state_dict(), generator))
+        except ValueError as e:
+            raise TrainingError(f"{source} cannot be widened to {config.width} channels: {e}") from e
     db, lowest_rate = load_db(rows, mel)  # all folds, so that five runs share one cache
+    fingerprint = ranks.agreed(lambda: state.fingerprint(rows))
+    if found:
+        state.check_data(state_file, found, data, fingerprint)
     warnings = []
     if lowest_rate < mel.sample_rate:
         warnings.append(
@@ -102,23 +122,6 @@ def train(
     front_end = LogMel(mel)
     feed = Feed(db, trained, targets, len(labels), front_end, config)
 
-    model_config = dataclasses.replace(MODELS[config.model], width=config.width, num_classes=len(labels))
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = AudioCNN(model_config)
-    grown_from = {}
-    if config.widen and not found:
-        source = Path(config.widen.format(fold=config.fold))
-        narrow = read_narrow(source, config.fold, model_config)
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        grown_from = {"sha256": digest, "commit": narrow.provenance.get("commit"), "recipe": narrow.recipe}
-        generator = torch.Generator().manual_seed(config.seed)
-        try:
-            model.load_state_dict(widened(narrow.state_dict, model.state_dict(), generator))
-        except ValueError as e:
-            raise TrainingError(f"{source} cannot be widened to {config.width} channels: {e}") from e
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = f"cuda:{ranks.local}" if device == "cuda" else device
     if found:
         mode = Mode(device, *found["mode"])  # a resumed run stays as it began, whatever is faster now
     else:
@@ -128,6 +131,7 @@ def train(
         logger.text(f"computing in {mode.precision}, {mode.layout}")
     learner = Learner(config, model, mode, feed.steps * config.epochs, ranks)
     provenance = state.provenance(data, {r.fold for r in rows}, config, lowest_rate, warnings)
+    provenance |= {"data_sha256": fingerprint, "computed": _computed(mode)}
     provenance |= {"grown_from": grown_from} if grown_from else {}
     best = {"accuracy": -1.0, "epoch": 0, "average": {}}  # by the recordings kept aside
     if found:
@@ -144,8 +148,8 @@ def train(
 
     if not found:
         logger.settings(config)
-        ranks.agreed(lambda: (keep(0), state.check_room(state_file)))  # a full disk is told before the work, not after
-    progress = Progress(config.epochs, feed.steps, feed.batch_size, first, quiet=not ranks.first)
+        ranks.agreed(lambda: keep(0))  # what cannot be written is told before the work, not after
+    progress = Progress(config.epochs, feed.steps, feed.batch_size, first, feed.coarse_epochs, quiet=not ranks.first)
     losses: list[float] = []
     epoch = first
     while epoch < config.epochs and not _patience_is_over(config, epoch, best):
@@ -160,10 +164,10 @@ def train(
         loss, accuracy = (sums / feed.steps).tolist()
         epoch += 1
         logger.scalars(epoch, {"train/loss": loss, "train/accuracy": accuracy, "lr": learner.lr})
-        if epoch == first + 1:
+        if epoch - 1 in (first, feed.gentle_epochs, feed.coarse_epochs):  # the first of each kind
             logger.pictures(epoch, "train/after augmentation", batch.x[:8])
         inner = None
-        if aside:
+        if aside and not feed.is_coarse(epoch - 1):  # the network does not know whole pictures yet
             inner = ranks.agreed(lambda: _validate(learner, feed, aside, len(labels)))
             logger.scalars(epoch, {"inner/loss": inner.loss, "inner/accuracy": inner.accuracy})
             if config.patience and inner.accuracy > best["accuracy"]:
@@ -193,7 +197,7 @@ def train(
         provenance=provenance,
     )
     checkpoint.save(kept, best_file)
-    said = answers(Classifier.open(best_file, mode.device), data, config.fold)
+    said = answers(Classifier.open(best_file, mode.kind), data, config.fold)
     told = report(said, labels, config.fold)
     checkpoint.save(dataclasses.replace(kept, metrics=told.to_dict()), best_file)
     on_checkpoint()
@@ -216,7 +220,31 @@ def _open(out: Path, state_file: Path, config: TrainConfig, resume: bool) -> dic
         raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another --out")
     if resume and not state_file.exists():
         raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check --out")
+    for part in out.glob(".best_model.pth.*.part"):  # of a run killed while it wrote its weights
+        part.unlink(missing_ok=True)
     return state.read(state_file, config) if resume else None
+
+
+def _device(asked: str, ranks: Ranks) -> str:
+    """cpu or cuda:N. Raises TrainingError where there is no such GPU."""
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise TrainingError(f"device {asked!r} was asked for, but torch sees no GPU here: use --device cpu or auto")
+    device = torch.device("cuda", ranks.local) if asked in ("auto", "cuda") else torch.device(asked)
+    if device.index >= torch.cuda.device_count():
+        raise TrainingError(f"there is no {device} here, the GPUs are {torch.cuda.device_count()}: start as many "
+                            "processes as there are GPUs, or use --device cpu")  # fmt: skip
+    return str(device)
+
+
+def _bytes(model: AudioCNN) -> int:
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+def _computed(mode: Mode) -> dict[str, str | int]:
+    """What the rounding of the figures depends on."""
+    return {"device": mode.kind, "precision": mode.precision, "layout": mode.layout, "threads": torch.get_num_threads()}
 
 
 def _standardised(db: Tensor, rows: list[int], mel: MelConfig) -> MelConfig:
@@ -258,10 +286,10 @@ def _confusion(true: Sequence[int], named: Sequence[int], classes: int) -> Tenso
 
 def _not_finite(loss: float, epoch: int, step: int, batch: Batch, rows: list) -> str:
     names = [rows[i].path.name for i in batch.chosen.tolist()]
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
-        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (clips {', '.join(names[:4])}{more}): start again "
-        "in another --out with a lower --max-lr (--lr where the schedule is cosine), with --clip-norm 1 or with "
+        f"the loss or its gradient is {loss} at epoch {epoch + 1}, step {step + 1} (clips {told}): start again in "
+        "another --out with a lower --max-lr (--lr where the schedule is cosine), with --clip-norm 1 or with "
         "--precision fp32"
     )
 
@@ -278,6 +306,14 @@ def main(argv: list[str] | None = None) -> int:
         with parallel.started() as ranks:
             logger = TensorBoard(args.out / "tensorboard_logs") if ranks.first else None
             result = train(config, args.data, args.out, resume=args.resume, logger=logger, ranks=ranks)
+    except KeyboardInterrupt:
+        more = ": the same command with --resume goes on from the last checkpoint"
+        print(f"\nstopped{more if (args.out / 'resume.pt').exists() else ''}", file=sys.stderr)
+        return 130
+    except OSError as e:
+        told = f"{e.filename or args.out}: {e.strerror or e}"
+        print(f"error: {told}: check its permissions and the room there, or choose another --out", file=sys.stderr)
+        return 1
     except (ValueError, AudioError, DataError, TrainingError, checkpoint.CheckpointError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -4,13 +4,15 @@ Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trun
 and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
+from cnn.mel import MelConfig
 from cnn.model import ModelConfig
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
@@ -36,8 +38,23 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator:
     return out
 
 
-def read_narrow(path: Path, fold: int, model: ModelConfig) -> Checkpoint:
-    """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`."""
+def read_narrow(
+    path: Path,
+    fold: int,
+    model: ModelConfig,
+    labels: Sequence[str] | None = None,
+    mel: MelConfig | None = None,
+) -> Checkpoint:
+    """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`.
+
+    Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
+    follow from the clips trained on; None: not compared.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
+            f"python -m training.train --recipe best-16k --data DIR --fold {fold} --out {path.parent}"
+        )
     found = load(path)
     seen = found.provenance.get("folds_trained_on")
     if seen is None or fold in seen:
@@ -45,4 +62,21 @@ def read_narrow(path: Path, fold: int, model: ModelConfig) -> Checkpoint:
         raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
     if found.model.name != model.name:
         raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
+    if found.model.num_classes != model.num_classes or (labels and tuple(labels) != found.labels):
+        raise CheckpointError(
+            f"{path} knows {len(found.labels)} classes that are not the {model.num_classes} of this run: set --classes "
+            "as it was, or name another with --widen"
+        )
+    if mel and (other := _differences(found.mel, mel)):
+        raise CheckpointError(
+            f"{path} hears through another front end ({other}): set --mel, --relative and --floor-db as they were, or "
+            "name another with --widen"
+        )
     return found
+
+
+def _differences(theirs: MelConfig, ours: MelConfig) -> str:
+    """'floor_db -100.0, not -80.0; ...', the standardisation left out; empty where there is none."""
+    names = [f.name for f in dataclasses.fields(MelConfig) if f.name not in ("mean", "std")]
+    pairs = ((name, getattr(theirs, name), getattr(ours, name)) for name in names)
+    return "; ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b)

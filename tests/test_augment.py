@@ -1,0 +1,96 @@
+"""Augmentation does what its names say, and the labels follow."""
+
+import numpy as np
+import pytest
+import torch
+
+from cnn.mel import MELS, LogMel, MelConfig
+from training import augment, config
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def test_warping_without_stretch_or_shift_is_a_circular_roll():
+    picture = torch.rand(1, 4, 20, generator=torch.Generator().manual_seed(0))
+    rolled = augment.warp(picture, 20, 1.0, 1.0, 0, True, rng())[0]
+    start = rng().uniform(0, 20, (1, 1)).item()
+    whole, part = int(start), start - int(start)
+    expected = torch.lerp(picture[0].roll(-whole, 1), picture[0].roll(-whole - 1, 1), part)
+    torch.testing.assert_close(rolled, expected)
+    assert torch.equal(augment.warp(picture, 20, 1.0, 1.0, 0, False, rng()), picture)
+
+
+def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
+    """Clip i sounds in bin i only, half of the time, at a level of its own."""
+    power = torch.zeros(40, 40, 50)
+    level = 10.0 ** torch.linspace(-3, 3, 40)
+    power[torch.arange(40), torch.arange(40), :25] = level[:, None]
+    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), MELS["16k"], rng())
+    own = torch.eye(40, dtype=torch.bool)
+    others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
+    below = -10 * others[others > 0].log10()
+    assert len(below) > 30 and below.min() >= 3 - 1e-3 and below.max() <= 25 + 1e-3 and below.max() - below.min() > 15
+
+
+@pytest.mark.parametrize("defect", ["lowpass", "highpass", "silence", "noise"])
+def test_each_defect_from_outside_does_what_it_is_called(defect: str):
+    power = torch.ones(64, 128, 50)
+    power[:, :, 25] = 1e-6
+    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), MELS["16k"], rng())
+    ratio = changed / power
+    if defect in ("lowpass", "highpass"):
+        lost = ratio[:, -1 if defect == "lowpass" else 0, 0]
+        assert (lost < 0.1).float().mean() > 0.8 and (ratio <= 1).all()
+        assert torch.equal(ratio[:, 40:44], torch.ones(64, 4, 50))  # the middle passes
+    elif defect == "silence":
+        kept = (changed[:, 0] > 0).sum(dim=1)
+        assert set(ratio.unique().tolist()) == {0.0, 1.0} and 14 <= kept.min() < 20 and kept.max() > 40
+    else:
+        assert (changed > power).all() and (ratio[:, :, 25] > 2).all()  # what was quiet is covered
+        assert 1e-4 < changed.mean() / power.mean() - 1 < 0.5
+    assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
+
+
+def test_the_share_of_spared_clips_meets_no_defect_at_all():
+    power = torch.rand(400, 16, 20, generator=torch.Generator().manual_seed(0)) + 0.1
+    every = {"lowpass": 1.0, "highpass": 1.0, "silence": 1.0, "noise": 1.0, "background": 1.0, "reverb": 1.0}
+    changed = augment.outside(power.clone(), config.make("resnet34-16k", spared=0.4, **every), MELS["16k"], rng())
+    untouched = torch.isclose(changed, power).all(dim=2).all(dim=1)
+    assert 0.33 < untouched.float().mean() < 0.47
+    assert not torch.isclose(changed, power).all(dim=2)[~untouched].all(dim=1).any()
+
+
+def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
+    power = torch.zeros(2, 3, 60)
+    power[:, :, 10] = 1.0
+    smeared = augment.reverberate(power, np.array([[20.0], [20.0]]), np.array([[1.0], [0.0]]))
+    torch.testing.assert_close(smeared[0, 0, 30] / smeared[0, 0, 10], torch.tensor(1e-6))
+    torch.testing.assert_close(smeared[0].sum(dim=1), torch.ones(3))
+    assert torch.equal(smeared[0, 0, :10], torch.zeros(10)) and torch.equal(smeared[1], power[1])  # no wet: untouched
+    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), MELS["16k"], rng())
+    assert (changed[:, :, 11] > 0).all()
+
+
+def test_masks_hide_no_more_than_they_may_and_something():
+    x = torch.ones(200, 1, 30, 40)
+    hidden = (augment.mask(x, 3, 2, 10, rng()) == 0)[:, 0].all(dim=1).sum(dim=1)  # hidden frames by clip
+    assert hidden.max() <= 20 and hidden.float().mean() > 5
+    assert torch.equal(augment.mask(x, 2, 2, 0, rng()), x)
+
+
+def test_a_mix_holds_both_sounds_in_the_shares_of_its_label():
+    """Two tones in different bins, mixed in the power domain: level differences follow the label's shares."""
+    front_end = LogMel(MelConfig(mean=0.0, std=1.0, relative=False, floor_db=-200.0))
+    calm = config.make("resnet34-16k", stretch_min=1.0, stretch_max=1.0, shift_bins=0, eq_db=0.0, gain_db=0.0,
+                       freq_masks=0, time_masks=0, crop_frames=8)  # fmt: skip
+    db = torch.full((2, 128, 8), -150.0)
+    db[0, 10], db[1, 90] = 0.0, 0.0
+    for seed in range(20):
+        x, soft = augment.augment(db, torch.eye(2), front_end, calm, True, np.random.default_rng(seed))
+        if soft[0].min() > 0:
+            break
+    assert torch.allclose(soft.sum(dim=1), torch.ones(2))
+    levels = x[0, 0, [10, 90], 0]
+    torch.testing.assert_close(levels, 20 * soft[0].log10(), atol=1e-3, rtol=0)

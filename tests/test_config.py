@@ -1,0 +1,118 @@
+"""The configuration refuses what cannot work; its flags explain themselves; epochs are what their shares say."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn import checkpoint
+from cnn.checkpoint import CheckpointError
+from cnn.mel import LogMel, MelConfig
+from cnn.model import AudioCNN, ModelConfig
+from tests.bench_train import batches
+from training import config
+from training.config import TrainConfig
+from training.feed import Feed
+from training.widen import read_narrow
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("coarse", 1.0, "coarse must be below 1: .* full resolution"),
+        ("warmup", 1.0, "warmup must be below 1"),
+        ("average", 1.0, "average must be below 1"),
+        ("eq_knots", 0, "eq_knots must be positive"),
+        ("device", "gpu", "device 'gpu' is unknown; known are auto, cpu, cuda, cuda:N"),
+        ("device", "cuda:one", "known are auto"),
+        ("widen", "runs/{name}/best_model.pth", "nothing but {fold} may stand in braces"),
+        ("widen", "runs/fold{fold", "nothing but {fold}"),
+        ("schedule", "linear", "schedule 'linear' is unknown; known are onecycle, cosine"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_done(field: str, value: object, told: str):
+    with pytest.raises(ValueError, match=told):
+        config.make("resnet34-16k", **{field: value})
+
+
+def test_what_is_close_to_that_is_legal():
+    near = {"coarse": 0.99, "warmup": 0.99, "average": 0.9999, "eq_knots": 1, "widen": "a/fold{fold}/b"}
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:11"):
+        assert config.make("resnet34-16k", **near, device=device).device == device
+
+
+def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
+    parser = argparse.ArgumentParser()
+    config.add_flags(parser)
+    told = " ".join(parser.format_help().split())
+    for field in dataclasses.fields(TrainConfig)[1:]:
+        assert f" --{field.name.replace('_', '-')} " in told
+    assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
+    assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
+    assert "(default: 90; best-16k: 720; wide-16k: 36;" in told and "(default: true; resnet34-44k: false;" in told
+    with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
+        config.from_flags(parser.parse_args(["--schedule", "linear"]))
+
+
+def feed(recipe: str = "best-16k", frames: int = 251, clips: int = 32, **fields) -> Feed:
+    db = -50 + 10 * torch.randn(clips, 128, frames, generator=torch.Generator().manual_seed(2))
+    made = config.make(recipe, **{"batch_size": 4, **fields})
+    return Feed(db, list(range(clips)), torch.arange(clips), clips, LogMel(MelConfig()), made)
+
+
+def test_coarse_and_gentle_epochs_are_as_many_as_their_shares_say():
+    recipe = feed()
+    assert (recipe.coarse_epochs, recipe.gentle_epochs) == (576, 216)
+    assert recipe.is_coarse(575) and not recipe.is_coarse(576)
+    for epochs, share, coarse in ((100, 0.29, 29), (4, 0.8, 3), (1, 0.8, 0), (2, 0.99, 1), (90, 0.0, 0)):
+        short = feed(epochs=epochs, coarse=share)
+        kinds = [short.batch(epoch, 0).x.shape[2:] for epoch in (0, epochs - 1)]
+        assert short.coarse_epochs == coarse and kinds == [(64, 104) if coarse else (128, 208), (128, 208)]
+
+
+def test_an_odd_last_frame_stands_alone_in_a_coarse_picture():
+    still = {"epochs": 4, "crop_frames": 251, "freq_masks": 0, "time_masks": 0, "mixup": 0.0}
+    fine, coarse = (feed("resnet34-44k", **still, coarse=share) for share in (0.0, 0.5))
+    a, b = fine.batch(0, 0), coarse.batch(0, 0)
+    assert torch.equal(a.chosen, b.chosen) and b.x.shape == (4, 1, 64, 126)
+    by_bin = a.x.unfold(2, 2, 2).mean(dim=4)
+    torch.testing.assert_close(b.x[..., :125], by_bin[..., :250].unfold(3, 2, 2).mean(dim=4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(b.x[..., 125], by_bin[..., 250], atol=1e-4, rtol=0)
+
+
+def test_a_gentle_start_holds_mixing_back_even_where_the_last_part_has_begun():
+    late = feed(clips=64, batch_size=8, epochs=8, coarse=0.0, gentle=0.5, mixup_end=1.0, mixup_end_share=1.0)
+    mixed = [sum((b.soft.amax(1) < 1).any().item() for b in late.epoch(epoch)) for epoch in range(5)]
+    assert mixed[0] == 0 and 0 < sum(mixed[1:4]) < 3 * late.steps and mixed[4] == late.steps
+
+
+def test_the_benchmark_measures_whole_pictures_with_all_that_is_done_to_them():
+    fields = {"epochs": 8, "mixup": 1.0, "mixup_end_share": 0.0}
+    for coarse, gentle in ((0.5, 0.25), (0.25, 0.5)):
+        (batch,) = batches(feed(**fields, coarse=coarse, gentle=gentle), 0, 1)
+        assert batch.x.shape == (4, 1, 128, 208) and torch.equal(batch.chosen, feed(**fields).batch(4, 0).chosen)
+    (last,) = batches(feed(**fields, gentle=1.0), 0, 1)
+    assert torch.equal(last.x, feed(**fields, gentle=1.0).batch(7, 0).x)
+
+
+def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_network(tmp_path: Path):
+    path, labels, mel = tmp_path / "fold2" / "best_model.pth", ("dog", "rain", "rooster"), MelConfig()
+    small = ModelConfig(width=2, num_classes=3, depths=(1, 1, 1, 1))
+    state = AudioCNN(small).state_dict()
+
+    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels):
+        wide = dataclasses.replace(small, width=4, num_classes=len(labels))
+        return read_narrow(path, 2, wide, labels, mel)
+
+    with pytest.raises(CheckpointError, match=r"does not exist: --widen PATH .* --recipe .* --fold 2 --out .*/fold2$"):
+        read()
+    checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
+    assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels
+    with pytest.raises(CheckpointError, match="knows 3 classes that are not the 4 of this run: set --classes"):
+        read(labels=(*labels, "cow"))
+    with pytest.raises(CheckpointError, match="not the 3 of this run"):
+        read(labels=("dog", "rain", "cow"))
+    with pytest.raises(CheckpointError, match=r"front end \(relative False, not True\).* --relative"):
+        read(dataclasses.replace(mel, relative=True))
