@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from cnn.model import MODELS, RESNET34, SE_FPN, AudioCNN, ModelConfig, SqueezeExcite
+from cnn.model import RESNET34, SE_FPN, AudioCNN, ModelConfig, SqueezeExcite
 
 NARROW = [dataclasses.replace(RESNET34, width=8), dataclasses.replace(SE_FPN, width=8, fpn_channels=8)]
-networks = pytest.mark.parametrize("config", NARROW, ids=list(MODELS))
+networks = pytest.mark.parametrize("config", NARROW, ids=[config.name for config in NARROW])
 
 
 def build(config: ModelConfig) -> AudioCNN:
