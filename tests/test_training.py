@@ -15,6 +15,7 @@ import torch
 
 import training.train as train_module
 from cnn import checkpoint
+from cnn.classifier import Classifier
 from cnn.mel import MELS
 from cnn.model import MODELS
 from training import config, evaluate
@@ -223,7 +224,8 @@ def test_it_can_learn_what_is_there(data: Path, tmp_path: Path):
     settings = SMALL | CALM | {"average": 0.9, "epochs": 25, "checkpoint_every": 100}
     result = train(config.make("resnet34-16k", **settings, fold=1), data, tmp_path)
     assert result.losses[-1] < 0.1 * result.losses[0]
-    report = evaluate.evaluate(result.checkpoint, data, 1, device="cpu")
+    classifier = Classifier.open(result.checkpoint, "cpu")
+    report = evaluate.report(evaluate.answers(classifier, data, 1), classifier.labels, 1)
     assert report.correct == report.clips == 6 and set(report.per_class) == {"dog", "rain", "rooster"}
 
 
@@ -306,7 +308,7 @@ def test_wrong_names_and_missing_data_are_answered_with_the_right_ones(data: Pat
         config.make("nope")
     with pytest.raises(ValueError, match=r"'learning_rate'.*lr"):
         config.make("resnet34-16k", learning_rate=1)
-    with pytest.raises(ValueError, match=r"resnet34, se_fpn"):
+    with pytest.raises(ValueError, match=r"resnet34, resnet18, se_fpn"):
         config.make("resnet34-16k", model="vgg")
     with pytest.raises(ValueError, match="a width that 16 divides, not 24"):  # the others corrupt torch's memory
         config.make("resnet34-16k", width=24, layout="channels_last")
