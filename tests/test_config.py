@@ -114,5 +114,5 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
         read(labels=(*labels, "cow"))
     with pytest.raises(CheckpointError, match="not the 3 of this run"):
         read(labels=("dog", "rain", "cow"))
-    with pytest.raises(CheckpointError, match=r"front end \(relative False, not True\).* --relative"):
+    with pytest.raises(CheckpointError, match=r"front end \(relative False -> True\).* --relative"):
         read(dataclasses.replace(mel, relative=True))

@@ -246,20 +246,19 @@ def test_a_widened_network_says_what_the_narrow_one_says_and_then_parts_ways(fie
 
 def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
     narrow, path = network(4), tmp_path / "best_model.pth"
+    labels, mel = ("dog", "rain", "rooster"), MelConfig()
 
     def saved(**provenance) -> Path:
-        made = checkpoint.Checkpoint(
-            narrow.config, MelConfig(), ("dog", "rain", "rooster"), narrow.state_dict(), provenance=provenance
-        )
+        made = checkpoint.Checkpoint(narrow.config, mel, labels, narrow.state_dict(), provenance=provenance)
         checkpoint.save(made, path)
         return path
 
     with pytest.raises(ValueError, match="no multiple of"):
         widened(network(4).state_dict(), network(6).state_dict(), torch.Generator())
     with pytest.raises(CheckpointError, match="does not say which folds"):
-        read_narrow(saved(), 5, narrow.config)
+        read_narrow(saved(), 5, narrow.config, labels, mel)
     with pytest.raises(CheckpointError, match="was trained on fold 5"):
-        read_narrow(saved(folds_trained_on=[1, 5]), 5, narrow.config)
-    assert read_narrow(saved(folds_trained_on=[1]), 5, narrow.config).model == narrow.config
+        read_narrow(saved(folds_trained_on=[1, 5]), 5, narrow.config, labels, mel)
+    assert read_narrow(saved(folds_trained_on=[1]), 5, narrow.config, labels, mel).model == narrow.config
     with pytest.raises(CheckpointError, match="is a resnet34, not a se_fpn"):
-        read_narrow(path, 5, ModelConfig(name="se_fpn"))
+        read_narrow(path, 5, ModelConfig(name="se_fpn"), labels, mel)

@@ -13,7 +13,7 @@ import hashlib
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from training import config as configs
 from training import parallel, state
 from training.config import TrainConfig
 from training.data import DataError, in_folds, load_db, read_rows
-from training.evaluate import answers, ranking, report
+from training.evaluate import answers, confusion, ranking, report
 from training.feed import Batch, Feed
 from training.learner import Learner, Mode, choose_mode
 from training.logs import Logger, NullLogger, Progress, TensorBoard
@@ -203,8 +203,9 @@ def train(
     on_checkpoint()
     logger.scalars(epoch, {f"fold {config.fold}/accuracy": told.accuracy})
     heard = [a for a in said if ranking(a.logits)]
-    named = _confusion([labels.index(a.row.label) for a in heard], [ranking(a.logits)[0] for a in heard], len(labels))
-    logger.classes(epoch, f"fold {config.fold}", named, labels)
+    true, named = [labels.index(a.row.label) for a in heard], [ranking(a.logits)[0] for a in heard]
+    counts = torch.from_numpy(confusion(true, named, len(labels)))
+    logger.classes(epoch, f"fold {config.fold}", counts, labels)
     logger.close()
     return Result(best_file, told.accuracy, tuple(losses))
 
@@ -273,15 +274,8 @@ def _validate(learner: Learner, feed: Feed, aside: list[int], classes: int) -> V
         x = front_end.standardise(front_end.to_db(10.0 ** (feed.db[part] / 10.0)))
         logits = torch.cat([logits, learner.outputs(x)])
     loss = nnf.cross_entropy(logits, targets, label_smoothing=learner.config.label_smoothing).item()
-    confusion = _confusion(targets.tolist(), logits.argmax(1).tolist(), classes)
-    return Validation(loss, confusion.diagonal().sum().item() / len(aside), confusion)
-
-
-def _confusion(true: Sequence[int], named: Sequence[int], classes: int) -> Tensor:
-    """(N, N) counts, rows true."""
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (np.array(true, dtype=int), np.array(named, dtype=int)), 1)
-    return torch.from_numpy(counts)
+    counts = torch.from_numpy(confusion(targets, logits.argmax(1), classes))
+    return Validation(loss, counts.diagonal().sum().item() / len(aside), counts)
 
 
 def _not_finite(loss: float, epoch: int, step: int, batch: Batch, rows: list) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
 from cnn.model import ModelConfig
+from training.config import differences
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 
@@ -38,17 +39,11 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator:
     return out
 
 
-def read_narrow(
-    path: Path,
-    fold: int,
-    model: ModelConfig,
-    labels: Sequence[str] | None = None,
-    mel: MelConfig | None = None,
-) -> Checkpoint:
+def read_narrow(path: Path, fold: int, model: ModelConfig, labels: Sequence[str], mel: MelConfig) -> Checkpoint:
     """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`.
 
     Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
-    follow from the clips trained on; None: not compared.
+    follow from the clips trained on.
     """
     if not path.exists():
         raise CheckpointError(
@@ -62,21 +57,14 @@ def read_narrow(
         raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
     if found.model.name != model.name:
         raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
-    if found.model.num_classes != model.num_classes or (labels and tuple(labels) != found.labels):
+    if found.model.num_classes != model.num_classes or tuple(labels) != found.labels:
         raise CheckpointError(
             f"{path} knows {len(found.labels)} classes that are not the {model.num_classes} of this run: set --classes "
             "as it was, or name another with --widen"
         )
-    if mel and (other := _differences(found.mel, mel)):
+    if other := differences(dataclasses.asdict(found.mel), dataclasses.asdict(mel), ("mean", "std")):
         raise CheckpointError(
             f"{path} hears through another front end ({other}): set --mel, --relative and --floor-db as they were, or "
             "name another with --widen"
         )
     return found
-
-
-def _differences(theirs: MelConfig, ours: MelConfig) -> str:
-    """'floor_db -100.0, not -80.0; ...', the standardisation left out; empty where there is none."""
-    names = [f.name for f in dataclasses.fields(MelConfig) if f.name not in ("mean", "std")]
-    pairs = ((name, getattr(theirs, name), getattr(ours, name)) for name in names)
-    return "; ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b)
