@@ -115,7 +115,7 @@ def gates(classifier: Classifier, clip: Clip, *, window: int | None = None) -> d
 
 
 def kernels(classifier: Classifier) -> np.ndarray:
-    """(C, 7, 7) float32 of the checkpoint's own first convolution, lowest frequency and earliest frame first: channel c
+    """(C, k, k) float32 of the checkpoint's own first convolution, lowest frequency and earliest frame first: channel c
     rises where the picture looks like kernel c. Where BatchNorm turns the sign afterwards, that is done here."""
     state = classifier.checkpoint.state_dict
     weights, scale = state["conv1.weight"][:, 0].float(), state["bn1.weight"]

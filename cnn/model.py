@@ -19,6 +19,7 @@ class ModelConfig:
     num_classes: int = 50
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks of layer1, layer2, ...
     width: int = 64  # channels of layer1; each further layer doubles them
+    stem_stride: int = 2  # s of the first convolution, (4 s - 1)^2; 4 leaves a quarter of the work to what follows
     se: bool = False  # squeeze-and-excitation in every block
     se_reduction: int = 16
     fpn_channels: int = 0  # of the feature pyramid; 0: no pyramid
@@ -33,6 +34,8 @@ class ModelConfig:
             raise ValueError(f"{self.name}: depths {self.depths}, width and num_classes must be positive")
         if len(self.depths) > 8 or max(self.depths) > 64 or max(self.width, self.fpn_channels, self.num_classes) > 4096:
             raise ValueError(f"{self.name}: depths {self.depths} or width {self.width} are beyond this family")
+        if not 1 <= self.stem_stride <= 16:
+            raise ValueError(f"{self.name}: stem_stride {self.stem_stride} must lie in 1..16")
         if self.fpn_channels < 0 or self.se_reduction < 1:
             raise ValueError("fpn_channels must be 0 or more, se_reduction 1 or more")
         if len(self.head_dropouts) != len(self.head_hidden) + 1:
@@ -135,14 +138,15 @@ class AudioCNN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.conv1 = nn.Conv2d(1, config.width, 7, stride=2, padding=3, bias=False)
+        s = config.stem_stride
+        self.conv1 = nn.Conv2d(1, config.width, 4 * s - 1, stride=s, padding=2 * s - 1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
         self.act1 = nn.ReLU()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.taps: dict[str, Tap] = {"conv1": Tap("pool", config.width, 4)}
+        self.taps: dict[str, Tap] = {"conv1": Tap("pool", config.width, 2 * s)}
         self.stages: list[str] = []
         stage_channels: dict[str, int] = {}
-        in_channels, stride = config.width, 4
+        in_channels, stride = config.width, 2 * s
         for k, depth in enumerate(config.depths, start=1):
             layer, channels = f"layer{k}", config.width * 2 ** (k - 1)
             blocks = []
@@ -183,7 +187,7 @@ class AudioCNN(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = self.pool(self.act1(self.bn1(self.conv1(x))))  # (B, width, F/4, T/4)
+        x = self.pool(self.act1(self.bn1(self.conv1(x))))  # (B, width, f, t)
         maps: dict[str, Tensor] = {}
         for layer in self.stages:
             x = maps[layer] = getattr(self, layer)(x)

@@ -1,6 +1,6 @@
 """make bench-train: what a training step costs: python -m tests.bench_train [--data DIR] [--recipe R --any-field value]
 
-(a) the training loop with clips from the cache and all augmentation, after the recipe's coarse and gentle epochs,
+(a) the training loop with clips from the cache and all augmentation, after the recipe's gentle epochs,
 against the same on one batch made beforehand, (b) the floating point operations of such a step against this machine's
 own matrix product in the same precision. What is compared is measured in turns, warmed up, and taken as medians. Run it
 on an idle machine.
@@ -8,7 +8,6 @@ on an idle machine.
 
 import argparse
 import csv
-import dataclasses
 import itertools
 import os
 import platform
@@ -26,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnn.audio import AudioError
 from cnn.labels import ESC10, ESC50
 from cnn.mel import MELS, LogMel
-from cnn.model import MODELS, AudioCNN
+from cnn.model import AudioCNN
 from tests.bench import PRODUCTS, Row, medians, show
 from training import config as configs
 from training.config import TrainConfig
@@ -71,7 +70,7 @@ def made_feed(config: TrainConfig, data: Path, cache: Path | None) -> Feed:
 
 
 def made_learner(config: TrainConfig, feed: Feed) -> Learner:
-    model = AudioCNN(dataclasses.replace(MODELS[config.model], width=config.width, num_classes=feed.classes))
+    model = AudioCNN(config.network(feed.classes))
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     shape = (feed.batch_size, 1, MELS[config.mel].n_mels, config.crop_frames)
     mode = choose_mode(config, model, shape, device)
@@ -79,8 +78,8 @@ def made_learner(config: TrainConfig, feed: Feed) -> Learner:
 
 
 def full(feed: Feed) -> int:
-    """The first epoch on whole pictures with everything that is done to them; the last one where none has all that."""
-    return min(max(feed.coarse_epochs, feed.gentle_epochs), feed.config.epochs - 1)
+    """The first epoch with everything that is done to the pictures; the last one where none has all that."""
+    return min(feed.gentle_epochs, feed.config.epochs - 1)
 
 
 def batches(feed: Feed, ahead: int, steps: int) -> Iterator[Batch]:

@@ -21,7 +21,6 @@ from training.widen import read_narrow
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("coarse", 1.0, "coarse must be below 1: .* full resolution"),
         ("warmup", 1.0, "warmup must be below 1"),
         ("average", 1.0, "average must be below 1"),
         ("eq_knots", 0, "eq_knots must be positive"),
@@ -38,7 +37,7 @@ def test_what_cannot_work_is_refused_before_anything_is_done(field: str, value: 
 
 
 def test_what_is_close_to_that_is_legal():
-    near = {"coarse": 0.99, "warmup": 0.99, "average": 0.9999, "eq_knots": 1, "widen": "a/fold{fold}/b"}
+    near = {"warmup": 0.99, "average": 0.9999, "eq_knots": 1, "widen": "a/fold{fold}/b"}
     for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:11"):
         assert config.make("resnet34-16k", **near, device=device).device == device
 
@@ -51,7 +50,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
         assert f" --{field.name.replace('_', '-')} " in told
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
-    assert "(default: 90; best-16k: 720; wide-16k: 36;" in told and "(default: true; resnet34-44k: false;" in told
+    assert "(default: 90; best-16k: 1000; wide-16k: 36;" in told and "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
 
@@ -62,37 +61,16 @@ def feed(recipe: str = "best-16k", frames: int = 251, clips: int = 32, **fields)
     return Feed(db, list(range(clips)), torch.arange(clips), clips, LogMel(MelConfig()), made)
 
 
-def test_coarse_and_gentle_epochs_are_as_many_as_their_shares_say():
-    recipe = feed()
-    assert (recipe.coarse_epochs, recipe.gentle_epochs) == (576, 216)
-    assert recipe.is_coarse(575) and not recipe.is_coarse(576)
-    for epochs, share, coarse in ((100, 0.29, 29), (4, 0.8, 3), (1, 0.8, 0), (2, 0.99, 1), (90, 0.0, 0)):
-        short = feed(epochs=epochs, coarse=share)
-        kinds = [short.batch(epoch, 0).x.shape[2:] for epoch in (0, epochs - 1)]
-        assert short.coarse_epochs == coarse and kinds == [(64, 104) if coarse else (128, 208), (128, 208)]
-
-
-def test_an_odd_last_frame_stands_alone_in_a_coarse_picture():
-    still = {"epochs": 4, "crop_frames": 251, "freq_masks": 0, "time_masks": 0, "mixup": 0.0}
-    fine, coarse = (feed("resnet34-44k", **still, coarse=share) for share in (0.0, 0.5))
-    a, b = fine.batch(0, 0), coarse.batch(0, 0)
-    assert torch.equal(a.chosen, b.chosen) and b.x.shape == (4, 1, 64, 126)
-    by_bin = a.x.unfold(2, 2, 2).mean(dim=4)
-    torch.testing.assert_close(b.x[..., :125], by_bin[..., :250].unfold(3, 2, 2).mean(dim=4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(b.x[..., 125], by_bin[..., 250], atol=1e-4, rtol=0)
-
-
 def test_a_gentle_start_holds_mixing_back_even_where_the_last_part_has_begun():
-    late = feed(clips=64, batch_size=8, epochs=8, coarse=0.0, gentle=0.5, mixup_end=1.0, mixup_end_share=1.0)
+    late = feed(clips=64, batch_size=8, epochs=8, gentle=0.5, mixup_end=1.0, mixup_end_share=1.0)
     mixed = [sum((b.soft.amax(1) < 1).any().item() for b in late.epoch(epoch)) for epoch in range(5)]
     assert mixed[0] == 0 and 0 < sum(mixed[1:4]) < 3 * late.steps and mixed[4] == late.steps
 
 
-def test_the_benchmark_measures_whole_pictures_with_all_that_is_done_to_them():
+def test_the_benchmark_measures_pictures_with_all_that_is_done_to_them():
     fields = {"epochs": 8, "mixup": 1.0, "mixup_end_share": 0.0}
-    for coarse, gentle in ((0.5, 0.25), (0.25, 0.5)):
-        (batch,) = batches(feed(**fields, coarse=coarse, gentle=gentle), 0, 1)
-        assert batch.x.shape == (4, 1, 128, 208) and torch.equal(batch.chosen, feed(**fields).batch(4, 0).chosen)
+    (batch,) = batches(feed(**fields, gentle=0.5), 0, 1)
+    assert torch.equal(batch.x, feed(**fields, gentle=0.5).batch(4, 0).x)
     (last,) = batches(feed(**fields, gentle=1.0), 0, 1)
     assert torch.equal(last.x, feed(**fields, gentle=1.0).batch(7, 0).x)
 

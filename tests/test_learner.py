@@ -36,7 +36,7 @@ def batch(size: int = 8) -> Batch:
 
 def feed(seed: int = 0) -> Feed:
     db = -60 + 20 * torch.randn(10, 128, 251, generator=torch.Generator().manual_seed(2))
-    made = config.make("best-16k", batch_size=4, crop_frames=64, coarse=0.0, gentle=0.0, seed=seed)
+    made = config.make("best-16k", batch_size=4, crop_frames=64, gentle=0.0, seed=seed)
     return Feed(db, list(range(1, 10)), torch.arange(10) % 3, 3, LogMel(MelConfig(relative=True)), made)
 
 
@@ -53,23 +53,8 @@ def test_a_batch_depends_on_nothing_but_seed_epoch_and_step():
         assert b.x.shape == (4, 1, 128, 64) and torch.allclose(b.soft.sum(1), torch.ones(4))
 
 
-def test_coarse_epochs_see_the_same_pictures_at_half_the_resolution():
-    still = {"batch_size": 4, "crop_frames": 250, "freq_masks": 0, "time_masks": 0, "mixup": 0.0, "epochs": 4}
-    db = -50 + 10 * torch.randn(10, 128, 250, generator=torch.Generator().manual_seed(2))
-    made = [config.make("resnet34-44k", **still, coarse=coarse) for coarse in (0.0, 0.5)]
-    fine, coarse = (Feed(db, list(range(10)), torch.arange(10) % 3, 3, LogMel(MelConfig()), c) for c in made)
-    for epoch in range(4):
-        a, b = fine.batch(epoch, 0), coarse.batch(epoch, 0)
-        wanted = a.x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)) if epoch < 2 else a.x
-        assert torch.equal(a.chosen, b.chosen) and torch.equal(a.soft, b.soft)
-        torch.testing.assert_close(b.x, wanted, atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="--coarse 0"):
-        config.make("se-fpn-22k", coarse=0.5)
-
-
 def test_a_gentle_start_mixes_nothing_spares_all_and_ends_where_the_recipe_says():
-    hard = {"batch_size": 8, "crop_frames": 64, "epochs": 8, "mixup": 1.0, "mixup_end_share": 0.0, "noise": 1.0,
-            "coarse": 0.0}  # fmt: skip
+    hard = {"batch_size": 8, "crop_frames": 64, "epochs": 8, "mixup": 1.0, "mixup_end_share": 0.0, "noise": 1.0}
     db = -60 + 20 * torch.randn(64, 128, 251, generator=torch.Generator().manual_seed(2))
     kinds = ({"spared": 1.0, "mixup": 0.0}, {"spared": 0.0, "gentle": 0.5}, {"spared": 0.0, "gentle": 0.0})
     made = [config.make("best-16k", **hard | kind) for kind in kinds]

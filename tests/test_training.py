@@ -21,7 +21,7 @@ from cnn.model import MODELS
 from training import config, evaluate
 from training.data import DataError, Row
 from training.learner import Learner
-from training.logs import NullLogger, Progress
+from training.logs import NullLogger
 from training.splits import inner_split
 from training.train import TrainingError, train
 
@@ -60,14 +60,14 @@ class Told(NullLogger):
 
 
 def test_a_run_cut_off_and_resumed_ends_as_one_that_was_not(data: Path, tmp_path: Path):
-    run = config.make("resnet34-16k", **SMALL, inner_share=0.4, coarse=0.4)  # the first of three epochs is coarse
+    run = config.make("resnet34-16k", **SMALL, inner_share=0.4, gentle=0.4)  # the first two of three epochs are gentle
     log = Told()
     whole = train(run, data, tmp_path / "whole", logger=log)
     assert train(run, data, tmp_path / "cut", stop_after=1) is None
     cut = train(run, data, tmp_path / "cut", resume=True)
     assert whole.losses[-len(cut.losses) :] == cut.losses and len(whole.losses) == len(cut.losses) * 3 / 2
-    assert [epoch for epoch, name in log.seen if name == "inner/loss"] == [2, 3]  # of the pictures that it knows
-    assert [epoch for epoch, name in log.seen if name == "train/after augmentation"] == [1, 2]  # one of each kind
+    assert [epoch for epoch, name in log.seen if name == "inner/loss"] == [1, 2, 3]
+    assert [epoch for epoch, name in log.seen if name == "train/after augmentation"] == [1, 3]  # one of each kind
     a, b = (checkpoint.load(r.checkpoint) for r in (whole, cut))
     assert all(torch.equal(a.state_dict[k], b.state_dict[k]) for k in a.state_dict)
     assert a.provenance["folds_trained_on"] == [1, 2] and a.provenance["fold_held_out"] == 5
@@ -334,16 +334,6 @@ def test_the_command_leaves_weights_a_log_for_tensorboard_and_a_line_per_epoch(d
     assert evaluate.main(["--model", str(tmp_path / "run" / "best_model.pth"), "--data", str(data), "--fold", "1"]) == 0
     said = capsys.readouterr().out
     assert "was trained on fold 1" in said and "of 6 clips of fold 1" in said
-
-
-def test_the_time_left_counts_coarse_epochs_for_less(capsys, monkeypatch):
-    now = iter([0.0, 60.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    progress = Progress(epochs=8, steps=1, batch_size=4, first=0, coarse=6)
-    for step in range(3):
-        progress.step(step, 0, 1.0, 0.5, 1e-3)
-    progress.epoch(2, 1.0, 0.5, 1e-3, None)
-    assert "3 min left" in capsys.readouterr().out  # 3 coarse ones took a minute: 3 more, 2 at some 3 times the work
 
 
 def test_the_inherited_recipes_are_to_the_letter():

@@ -159,7 +159,7 @@ def equaliser(batch: int, bins: int, knots: int, eq_db: float, gain_db: float, r
 
 
 def mask(x: Tensor, axis: int, count: int, widest: int, rng: np.random.Generator) -> Tensor:
-    """SpecAugment on (B, 1, F, T): along `axis`, `count` stretches of 0..widest cells per clip become 0, the mean."""
+    """SpecAugment on (B, 1, F, T), in place: along `axis`, `count` stretches of 0..widest cells become 0, the mean."""
     size = x.shape[axis]
     place = np.arange(size)
     hidden = np.zeros((len(x), size), dtype=bool)
@@ -169,4 +169,4 @@ def mask(x: Tensor, axis: int, count: int, widest: int, rng: np.random.Generator
         hidden |= (place >= start) & (place < start + width)
     shape = [len(x), 1, 1, 1]
     shape[axis] = size
-    return x.masked_fill(torch.from_numpy(hidden).view(shape), 0.0)
+    return x.masked_fill_(torch.from_numpy(hidden).view(shape), 0.0)

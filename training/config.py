@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnn.mel import MELS
-from cnn.model import MODELS
+from cnn.model import MODELS, ModelConfig
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": tuple(MODELS),
@@ -20,16 +20,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "bf16", "fp32"),
     "layout": ("auto", "channels_last", "contiguous"),
 }
-POSITIVE = ("width", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots", "mixup_alpha",
-            "checkpoint_every")  # fmt: skip
+POSITIVE = ("width", "stem_stride", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
+            "mixup_alpha", "checkpoint_every")  # fmt: skip
 NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "noise", "background", "reverb", "spared", "coarse", "gentle")  # fmt: skip
+          "highpass", "silence", "noise", "background", "reverb", "spared", "gentle")  # fmt: skip
 BELOW_ONE = {  # and why
     "warmup": "the learning rate has to come down again",
     "average": "the weights of the first step would be kept",
-    "coarse": "the network is used on pictures of full resolution and has to learn from some",
 }
 
 
@@ -39,6 +38,7 @@ class TrainConfig:
     # network and front end
     model: str = "resnet34"  # the network: a key of cnn.model.MODELS
     width: int = 64  # channels of layer1
+    stem_stride: int = 2  # of the first convolution; 4: a quarter of the work for everything after it
     mel: str = "16k"  # the front end, by its sample rate: a key of cnn.mel.MELS
     relative: bool = True  # level-invariant front end: dB below the window's own maximum
     floor_db: float = -80.0  # floor of the front end
@@ -60,7 +60,6 @@ class TrainConfig:
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
-    coarse: float = 0.0  # share of the epochs, the first, on pictures of half the resolution: a quarter of the work
     widen: str = ""  # a narrower best_model.pth to grow from (Net2Net); {fold} stands for the fold held out
     # augmentation: per clip, on the dB mel picture
     roll: bool = True  # start anywhere in the clip and wrap round
@@ -121,10 +120,14 @@ class TrainConfig:
                              "writes beyond its memory in the backward pass otherwise")  # fmt: skip
         if self.patience and not self.inner_share:
             raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
-        if self.patience and self.coarse:
-            raise ValueError("patience cannot judge epochs on coarse pictures: set --patience 0 or --coarse 0")
         if not 0 < self.stretch_min <= self.stretch_max:
             raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
+
+    def network(self, classes: int) -> ModelConfig:
+        """What to build for so many classes."""
+        return dataclasses.replace(
+            MODELS[self.model], width=self.width, stem_stride=self.stem_stride, num_classes=classes
+        )
 
 
 # as the family this project descends from trains: the picture is whole and unwarped, one level of masks, no average
@@ -132,19 +135,19 @@ PLAIN: dict[str, Any] = {
     "relative": False, "floor_db": -100.0, "roll": False, "stretch_min": 1.0, "stretch_max": 1.0, "shift_bins": 0,
     "eq_db": 0.0, "gain_db": 0.0, "mixup_domain": "input", "mixup_end_share": 0.0, "decay_all": True, "average": 0.0,
 }  # fmt: skip
-# half the width and depth and, for most epochs, half the resolution: what a clip teaches costs a fifth of the time;
-# robust to what phones and rooms do
+# half the width and depth and a coarse first step: what a clip teaches costs a tenth of the time, so that hundreds of
+# epochs fit into an hour; robust to what phones and rooms do
 BEST: dict[str, Any] = {
-    "model": "resnet18", "width": 32, "epochs": 720, "coarse": 0.8, "gentle": 0.3, "max_lr": 3e-3, "crop_frames": 208,
-    "mixup": 0.9, "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35,
-    "background": 0.25, "reverb": 0.1, "spared": 0.4,
+    "model": "resnet18", "width": 32, "stem_stride": 4, "epochs": 1000, "gentle": 0.3, "max_lr": 3e-3,
+    "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2,
+    "noise": 0.35, "background": 0.25, "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
     # second stage: a network of best-16k grown to full width (Net2Net) and trained on for a while
     "wide-16k": BEST | {
-        "width": 64, "epochs": 36, "coarse": 0.0, "gentle": 0.0, "max_lr": 1e-3,
+        "width": 64, "epochs": 36, "gentle": 0.0, "max_lr": 1e-3,
         "widen": "runs/best-16k/fold{fold}/best_model.pth",
     },
     "resnet34-44k": PLAIN | {

@@ -34,25 +34,9 @@ class Feed:
         self.db, self.rows, self.targets, self.classes = db, torch.tensor(rows), targets, classes
         self.front_end, self.config = front_end, config
         # nine places: 0.29 * 100 is 28.999999999999996
-        self.coarse_epochs = int(round(config.coarse * config.epochs, 9))  # the first so many
         self.gentle_epochs = math.ceil(round(config.gentle * config.epochs, 9))  # in so many, defects are rarer yet
-        if self.coarse_epochs:
-            self.coarse_db = nnf.avg_pool2d(db, 2, ceil_mode=True)
-            mel = front_end.config
-            self.coarse_end = LogMel(dataclasses.replace(mel, n_mels=mel.n_mels // 2, hop_length=2 * mel.hop_length))
-            self.coarse_config = dataclasses.replace(
-                config,
-                crop_frames=math.ceil(config.crop_frames / 2),
-                shift_bins=config.shift_bins // 2,
-                freq_mask_bins=config.freq_mask_bins // 2,
-                time_mask_frames=config.time_mask_frames // 2,
-            )
         self.batch_size = min(config.batch_size, len(rows))
         self.steps = len(rows) // self.batch_size
-
-    def is_coarse(self, epoch: int) -> bool:
-        """Whether the pictures of this epoch, counted from 0, are of half the resolution."""
-        return epoch < self.coarse_epochs
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The same for the same arguments, whatever was drawn before: that is what makes resuming exact."""
@@ -64,13 +48,8 @@ class Feed:
         late = epoch >= config.epochs * (1 - config.mixup_end_share)
         mix = rng.random() < rise * (config.mixup_end if late else config.mixup)
         soft = nnf.one_hot(self.targets[chosen], self.classes).float()
-        if self.is_coarse(epoch):
-            # shapes first, details later (progressive learning; Tan and Le 2021, arXiv 2104.00298)
-            db, front_end, config = self.coarse_db, self.coarse_end, self.coarse_config
-        else:
-            db, front_end = self.db, self.front_end
         config = dataclasses.replace(config, spared=1 - rise * (1 - config.spared))
-        x, soft = augment(db.index_select(0, chosen), soft, front_end, config, mix, rng)
+        x, soft = augment(self.db.index_select(0, chosen), soft, self.front_end, config, mix, rng)
         return Batch(x, soft, chosen, int(rng.integers(2**62)))
 
     def epoch(self, epoch: int, *, ahead: int = 0) -> Iterator[Batch]:

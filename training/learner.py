@@ -48,7 +48,7 @@ class Learner:
         self.config, self.mode, self.ranks = config, mode, ranks
         self.model = model.to(mode.device, memory_format=LAYOUTS[mode.layout])
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config), lr=config.lr, fused=True)
         self.schedule: LRScheduler
         if config.schedule == "onecycle":
             # a warm-up of one step exactly is a division by zero in torch; a trace longer, it is the same schedule

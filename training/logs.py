@@ -16,8 +16,6 @@ from torch import Tensor
 from training.config import TrainConfig
 from training.state import TrainingError
 
-COARSE_WORK = 0.3  # of a step at full resolution; measured: 3.4 s an epoch against 11
-
 
 class Logger(Protocol):
     def start(self, epoch: int) -> None: ...
@@ -137,12 +135,10 @@ class TensorBoard:
 
 
 class Progress:
-    """A live line on a terminal, one plain line per epoch in a log. `coarse`: epochs, the first, of little work."""
+    """A live line on a terminal, one plain line per epoch in a log."""
 
-    def __init__(
-        self, epochs: int, steps: int, batch_size: int, first: int, coarse: int = 0, quiet: bool = False
-    ) -> None:
-        self.epochs, self.steps, self.batch_size, self.coarse = epochs, steps, batch_size, coarse
+    def __init__(self, epochs: int, steps: int, batch_size: int, first: int, quiet: bool = False) -> None:
+        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
         self.done = self.first_done = first * steps
         self.start = time.monotonic()
         self.quiet = quiet
@@ -163,15 +159,9 @@ class Progress:
 
     def _line(self, epoch: int, step: int, loss: float, accuracy: float, lr: float) -> str:
         seconds = time.monotonic() - self.start
-        rate = (self.done - self.first_done) / max(seconds, 1e-9)
-        worked = self._work(self.done) - self._work(self.first_done)
-        left = seconds / max(worked, 1e-9) * (self._work(self.epochs * self.steps) - self._work(self.done))
+        rate = (self.done - self.first_done) / max(seconds, 1e-9)  # steps per second
+        left = (self.epochs * self.steps - self.done) / max(rate, 1e-9)
         return (
             f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  {left / 60:.0f} min left  loss {loss:.3f}  "
             f"accuracy {100 * accuracy:.1f} % (augmented)  lr {lr:.2e}  {rate * self.batch_size:.0f} clips/s"
         )
-
-    def _work(self, steps: int) -> float:
-        """Of the first so many steps of the run, in steps at full resolution."""
-        coarse = min(steps, self.coarse * self.steps)
-        return steps - (1 - COARSE_WORK) * coarse

@@ -27,7 +27,7 @@ from cnn.audio import AudioError
 from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
 from cnn.mel import MELS, LogMel, MelConfig
-from cnn.model import MODELS, AudioCNN
+from cnn.model import AudioCNN
 from training import config as configs
 from training import parallel, state
 from training.config import TrainConfig
@@ -90,7 +90,7 @@ def train(
     trained, aside = inner_split([rows[i] for i in known], config.inner_share, rng)
     trained, aside = [known[i] for i in trained], [known[i] for i in aside]
     mel = dataclasses.replace(MELS[config.mel], relative=config.relative, floor_db=config.floor_db)
-    model_config = dataclasses.replace(MODELS[config.model], width=config.width, num_classes=len(labels))
+    model_config = config.network(len(labels))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = AudioCNN(model_config)
@@ -149,7 +149,7 @@ def train(
     if not found:
         logger.settings(config)
         ranks.agreed(lambda: keep(0))  # what cannot be written is told before the work, not after
-    progress = Progress(config.epochs, feed.steps, feed.batch_size, first, feed.coarse_epochs, quiet=not ranks.first)
+    progress = Progress(config.epochs, feed.steps, feed.batch_size, first, quiet=not ranks.first)
     losses: list[float] = []
     epoch = first
     while epoch < config.epochs and not _patience_is_over(config, epoch, best):
@@ -164,10 +164,10 @@ def train(
         loss, accuracy = (sums / feed.steps).tolist()
         epoch += 1
         logger.scalars(epoch, {"train/loss": loss, "train/accuracy": accuracy, "lr": learner.lr})
-        if epoch - 1 in (first, feed.gentle_epochs, feed.coarse_epochs):  # the first of each kind
+        if epoch - 1 in (first, feed.gentle_epochs):  # the first of each kind
             logger.pictures(epoch, "train/after augmentation", batch.x[:8])
         inner = None
-        if aside and not feed.is_coarse(epoch - 1):  # the network does not know whole pictures yet
+        if aside:
             inner = ranks.agreed(lambda: _validate(learner, feed, aside, len(labels)))
             logger.scalars(epoch, {"inner/loss": inner.loss, "inner/accuracy": inner.accuracy})
             if config.patience and inner.accuracy > best["accuracy"]:

@@ -57,6 +57,11 @@ def read_narrow(path: Path, fold: int, model: ModelConfig, labels: Sequence[str]
         raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
     if found.model.name != model.name:
         raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
+    if found.model.stem_stride != model.stem_stride:
+        raise CheckpointError(
+            f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "
+            "or name another with --widen"
+        )
     if found.model.num_classes != model.num_classes or tuple(labels) != found.labels:
         raise CheckpointError(
             f"{path} knows {len(found.labels)} classes that are not the {model.num_classes} of this run: set --classes "

@@ -157,7 +157,7 @@ def _all_shares(look: Look) -> str:
 
 
 def kernels(values: np.ndarray, opened: int | None) -> str:
-    """The filters of the first layer, (C, 7, 7), each on its own scale; grey is zero."""
+    """The filters of the first layer, (C, k, k), each on its own scale; grey is zero."""
     buttons = []
     for k, kernel in enumerate(values):
         most = float(np.abs(kernel).max()) or 1.0
@@ -168,15 +168,16 @@ def kernels(values: np.ndarray, opened: int | None) -> str:
         pressed = "true" if k == opened else "false"
         picture = f'<svg viewBox="0 0 {kernel.shape[1]} {kernel.shape[0]}" aria-hidden="true">{shades}</svg>'
         buttons.append(_button(f"{picture}<span>{k}</span>", pressed, channel=k, label=f"Kernel of channel {k}"))
+    size = values.shape[1]
     pairs = zip(values[::2], values[1::2], strict=False)
     alike = [float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs]
     twins = ""
     if alike and np.median(alike) > 0.8:
         twins = " Neighbours look alike: this network was grown from one of half its width, by doubling every channel."
     return (
-        f"<h3>The {len(values)} kernels</h3><p>What each filter looks for, in 7 × 7 cells: time runs to the right, "
-        "pitch upwards; white cells want sound there, black ones want quiet, grey ones do not mind. Click one to see "
-        f'where it found its pattern in your sound.{twins}</p><div class="kernels">{"".join(buttons)}</div>'
+        f"<h3>The {len(values)} kernels</h3><p>What each filter looks for, in {size} × {size} cells: time runs to "
+        "the right, pitch upwards; white cells want sound there, black ones want quiet, grey ones do not mind. Click "
+        f'one to see where it found its pattern in your sound.{twins}</p><div class="kernels">{"".join(buttons)}</div>'
     )
 
 

@@ -56,11 +56,13 @@ def stop_words(stop: str, anatomy: Anatomy, mel: MelConfig, classes: int) -> str
             "out about your sound, it finds out from this picture alone."
         )
     if stop == "conv1":
-        channels = part_of(anatomy, "conv1").shape[0]
+        channels, field = part_of(anatomy, "conv1").shape[0], anatomy.fields["conv1"]
+        size = field.size - field.stride  # without what the pooling adds
         return (
-            f"{channels} filters, each a pattern of 7 × 7 cells, slide over the picture and answer wherever they find "
-            "their pattern: a sudden start, a steady hum, a rising tone. Of each neighbourhood only the strongest "
-            "answer is kept, so the map is a quarter as fine. One filter's answers are called a channel."
+            f"{channels} filters, each a pattern of {size} × {size} cells, slide over the picture and answer wherever "
+            "they find their pattern: a sudden start, a steady hum, a rising tone. Of each neighbourhood only the "
+            f"strongest answer is kept: one cell for every {field.stride} of the picture, both ways. One filter's "
+            "answers are called a channel."
         )
     if stop == HEAD:
         last = "every level of the pyramid" if _has_pyramid(anatomy) else layers[-1]
