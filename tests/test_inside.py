@@ -20,11 +20,12 @@ from cnn.classifier import Classifier
 from cnn.inside import gates, kernels, look
 from cnn.labels import ESC50
 from cnn.mel import MEL_16K, LogMel
-from cnn.model import RESNET34, SE_FPN, AudioCNN, ModelConfig
+from cnn.model import RESNET18, RESNET34, SE_FPN, AudioCNN, ModelConfig
 
 RATE = 16_000
 SMALL = {
     "resnet34": dataclasses.replace(RESNET34, width=4),
+    "resnet18": dataclasses.replace(RESNET18, width=4, stem_stride=4),
     "se_fpn": dataclasses.replace(SE_FPN, width=4, fpn_channels=8, head_hidden=(16, 8)),
 }
 
@@ -152,10 +153,11 @@ def test_behind_the_last_stage_shares_and_bias_are_the_logit(tiny_classifier: Cl
 
 
 def test_what_is_no_exact_share_says_so(classifier: Classifier):
-    taps = ["conv1", "layer3", "layer4.block1.relu", "layer4.block2.conv", "layer4.block2.relu", "layer4"]
+    last = f"layer4.block{classifier.config.depths[3] - 1}"
+    taps = ["conv1", "layer3", "layer4.block0.relu", f"{last}.conv", f"{last}.relu", "layer4"]
     taps += [tap for tap in classifier.map_taps if tap.startswith("fpn")]
     exact = {tap for tap in taps if look(classifier, noise(5), tap, label="dog", window=0).exact}
-    assert exact == (set() if classifier.config.head_hidden else {"layer4", "layer4.block2.relu"})
+    assert exact == (set() if classifier.config.head_hidden else {"layer4", f"{last}.relu"})
 
 
 def test_with_a_pyramid_and_a_linear_head_every_level_has_exact_shares(tmp_path: Path):

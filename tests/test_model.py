@@ -5,9 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from cnn.model import RESNET34, SE_FPN, AudioCNN, ModelConfig, SqueezeExcite
+from cnn.model import RESNET18, RESNET34, SE_FPN, AudioCNN, ModelConfig, SqueezeExcite
 
-NARROW = [dataclasses.replace(RESNET34, width=8), dataclasses.replace(SE_FPN, width=8, fpn_channels=8)]
+NARROW = [
+    dataclasses.replace(RESNET34, width=8),
+    dataclasses.replace(RESNET18, width=8, stem_stride=4),
+    dataclasses.replace(SE_FPN, width=8, fpn_channels=8),
+]
 networks = pytest.mark.parametrize("config", NARROW, ids=[config.name for config in NARROW])
 
 
@@ -74,7 +78,7 @@ def test_taps_hold_what_a_plain_pass_through_the_parts_gives(config: ModelConfig
         layer1 = model.layer1(stem)
     assert torch.equal(maps["conv1"], stem)
     assert torch.equal(maps["layer1"], layer1)
-    assert torch.equal(maps["layer1.block2.relu"], layer1)
+    assert torch.equal(maps[f"layer1.block{config.depths[0] - 1}.relu"], layer1)
     assert torch.equal(maps["layer2.block0.relu"], maps["layer2.block0.conv"].relu())
     assert (maps["layer2.block0.conv"] < 0).any()  # before the ReLU, and not overwritten by it
 
@@ -91,7 +95,8 @@ def test_squeeze_and_excitation_gates_lie_between_0_and_1():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"depths": ()}, {"width": 0}, {"head_dropouts": (0.5, 0.5)}, {"head_dropouts": (1.0,)}, {"depths": (999,)}],
+    [{"depths": ()}, {"width": 0}, {"head_dropouts": (0.5, 0.5)}, {"head_dropouts": (1.0,)}, {"depths": (999,)},
+     {"stem_stride": 0}, {"stem_stride": 17}],  # fmt: skip
 )
 def test_a_network_that_cannot_be_is_refused(wrong: dict):
     with pytest.raises(ValueError):
