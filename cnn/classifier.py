@@ -7,6 +7,7 @@ the probabilities are the mean over windows. B windows, N classes, F mel bins, T
 import copy
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,11 +90,15 @@ class Classifier:
     """A network ready to hear. Safe to call from several threads; one forward pass runs at a time."""
 
     def __init__(self, weights: checkpoint.Checkpoint, device: str = "auto") -> None:
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device {device!r} is unknown; known are auto, cpu, cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' was asked for, but torch sees no CUDA GPU here; use cpu or auto")
-        self._device = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"device {device!r} is unknown; known are auto, cpu, cuda, cuda:N")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA GPU here; use cpu or auto")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        if (self._device.index or 0) >= max(torch.cuda.device_count(), 1):
+            raise ValueError(f"there is no {device} here, the GPUs are {torch.cuda.device_count()}")
         self.config: ModelConfig = weights.model
         self.mel: MelConfig = weights.mel
         self.labels: tuple[str, ...] = weights.labels

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -94,6 +95,26 @@ def test_other_settings_are_told_and_not_tried_again(commits: list[set[str]]):
     told = modal_train.run.local(config, "mine", "no repository")["error"]  # the run itself is done
     assert "OWNER/NAME is needed; what was trained is kept in runs/mine of volume esc-model" in told
     assert "fold 9" in modal_train.run.local(dataclasses.replace(config, fold=9), "another", "")["error"]
+
+
+@local
+def test_a_full_volume_is_told_and_what_may_pass_is_tried_again(monkeypatch):
+    config = configs.make("resnet34-16k", **SMALL)
+    wrong = {}
+
+    def broken(*_, **__) -> None:
+        raise OSError(wrong["number"], "told by the disk")
+
+    monkeypatch.setattr(modal_train.loop, "train", broken)
+    monkeypatch.setattr(modal_train, "run_fold", broken)
+    wrong["number"] = errno.ENOSPC
+    assert "volume esc-model is full" in modal_train.run.local(config, "mine", "")["error"]
+    assert "volume esc-model is full" in modal_train.fold.local(config, "mine", False)
+    wrong["number"] = errno.EIO
+    for function in (lambda: modal_train.run.local(config, "mine", ""),
+                     lambda: modal_train.fold.local(config, "mine", False)):  # fmt: skip
+        with pytest.raises(OSError, match="told by the disk"):
+            function()
 
 
 @local

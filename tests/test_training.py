@@ -149,6 +149,30 @@ def test_data_of_a_lower_rate_is_warned_about_and_recorded(data: Path, tmp_path:
     assert "nothing above 8 kHz is learned" in told["warnings"][0] and "freq_mask_bins" in told["chosen_here"]
 
 
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_holds_nothing(data: Path, tmp_path: Path, capsys):
+    command = ["--data", str(data), "--out", str(tmp_path / "run"), "--width=2", "--epochs=1", "--precision=fp32"]
+    hold = "import sys, time; from pathlib import Path; from training.state import alone_in\n"
+    hold += "with alone_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout and other.stdout.readline() == "held\n"
+            assert train_module.main(command) == 1
+            assert "another run is at work in" in capsys.readouterr().err and not (tmp_path / "run/resume.pt").exists()
+        finally:
+            other.kill()
+    assert train_module.main(command) == 0
+
+
+def test_training_clips_that_are_all_silent_are_told(data: Path, tmp_path: Path):
+    silent = copied(data, tmp_path / "silent")
+    for path in (silent / "audio").glob("[1-4]-*"):
+        samples, rate = soundfile.read(path)
+        path.unlink()
+        soundfile.write(path, 0 * samples, rate)
+    with pytest.raises(DataError, match="all sound alike, like silence"):
+        train(config.make("resnet34-16k", **SMALL), silent, tmp_path / "run")
+
+
 def test_no_room_no_right_to_write_no_gpu_or_nothing_to_grow_from_is_told_before_the_work(
     data: Path, tmp_path: Path, monkeypatch
 ):
@@ -157,7 +181,7 @@ def test_no_room_no_right_to_write_no_gpu_or_nothing_to_grow_from_is_told_before
     train(run, data, stopped, stop_after=1)
     monkeypatch.setattr(train_module, "load_db", lambda *_: pytest.fail("decoded"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match=r"file/out cannot be written to.*choose another --out"):
+    with pytest.raises(TrainingError, match=r"file/out cannot be written to.*choose another folder"):
         train(run, data, tmp_path / "file" / "out")
     with pytest.raises(TrainingError, match=r"self cannot be written to"):
         train(run, data, Path("/proc/self"))  # there, and read-only even to root
@@ -271,7 +295,7 @@ def test_a_network_trained_on_a_gpu_can_be_measured(data: Path, tmp_path: Path, 
     monkeypatch.setattr(train_module, "_device", lambda *_: "cuda:0")
     monkeypatch.setattr(train_module, "Learner", learner)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="'cuda' was asked for, but torch sees no CUDA GPU"):  # known, only not here
+    with pytest.raises(ValueError, match="'cuda:0' was asked for, but torch sees no CUDA GPU"):  # known, only not here
         train(config.make("resnet34-16k", **SMALL | {"epochs": 1}), data, tmp_path)
 
 
@@ -294,11 +318,11 @@ def test_a_log_that_cannot_be_written_is_told_in_a_sentence(data: Path, tmp_path
     monkeypatch.setattr(LocalFileSystem, "_write", full)
     assert train_module.main(command) == 1
     said = capfd.readouterr().err
-    assert "No space left on device" in said and "choose another --out" in said and "Traceback" not in said
+    assert "No space left on device" in said and "choose another folder" in said and "Traceback" not in said
 
 
 def test_a_loss_that_is_not_a_number_stops_with_where_and_what_to_do(data: Path, tmp_path: Path):
-    told = r"epoch 1, step [23] \(clips [12]-.*\): start again in another --out with a lower --max-lr"
+    told = r"epoch 1, step [23] \(clips [12]-.*\): start again in another folder with a lower --max-lr"
     with pytest.raises(TrainingError, match=told):
         train(config.make("resnet34-16k", **SMALL, max_lr=1e30, warmup=0.0), data, tmp_path)
 

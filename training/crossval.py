@@ -31,7 +31,7 @@ from training.data import DataError, in_folds, read_rows
 from training.evaluate import answers, recompute, write_predictions, write_whole
 from training.logs import Logger, TensorBoard
 from training.report import page
-from training.state import FREE, TrainingError, fingerprint
+from training.state import FREE, TrainingError, alone_in, fingerprint
 from training.train import train
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -74,15 +74,16 @@ def run_fold(
 
     if not _trained(best, config):
         logger = logger or TensorBoard(folder / "tensorboard_logs")
-        resume = (folder / RESUME).exists()
-        train(config, data, folder, resume=resume, logger=logger, on_checkpoint=kept)
+        with alone_in(folder):
+            resume = (folder / RESUME).exists()
+            train(config, data, folder, resume=resume, logger=logger, on_checkpoint=kept)
     if not _whole(folder, record, BEST):
         if BEST in record["files"]:
             print(f"{best} is not the file that was measured: it is measured again", flush=True)
         record["files"] = {BEST: sha256(best)}
     missing = [n for n in (PREDICTIONS, *[ROBUSTNESS] * robust) if not _whole(folder, record, n)]
     if missing:
-        classifier = Classifier.open(best, config.device.split(":")[0])  # which of the GPUs does not matter
+        classifier = Classifier.open(best, config.device)
         if PREDICTIONS in missing:
             found = answers(classifier, data, config.fold)
             write_predictions(folder / PREDICTIONS, found, classifier.labels)

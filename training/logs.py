@@ -69,7 +69,7 @@ class TensorBoard:
         except OSError as e:
             raise TrainingError(
                 f"{self.folder} could not be written ({e}): free some space, make the folder writable or choose "
-                "another --out; what resume.pt holds goes on with --resume"
+                "another folder; what resume.pt holds goes on with --resume"
             ) from e
 
     def start(self, epoch: int) -> None:

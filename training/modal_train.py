@@ -14,6 +14,7 @@ that of a recipe is looked for in `crossval/`.
 """
 
 import dataclasses
+import errno
 import inspect
 import os
 import re
@@ -102,6 +103,8 @@ def run(config: TrainConfig, name: str, repo: str) -> dict[str, Any]:
         return {"accuracy": result.accuracy, "pinned": publish(result.checkpoint, repo) if repo else ""}
     except MENDABLE as e:
         return {"error": in_the_words_of_modal(e, out)}
+    except OSError as e:
+        return {"error": no_room(e)}
 
 
 @app.function(**COMPUTING)
@@ -112,6 +115,8 @@ def fold(config: TrainConfig, name: str, robust: bool) -> str:
         run_fold(config, DATA, runs, on_checkpoint=models.commit, robust=robust)
     except MENDABLE as e:
         return in_the_words_of_modal(e, runs)
+    except OSError as e:
+        return no_room(e)
     return ""
 
 
@@ -138,6 +143,13 @@ def in_the_words_of_modal(error: Exception, folder: Path) -> str:
     if isinstance(error, PublishError):
         return f"{error}; what was trained is kept in {place} of volume esc-model, the same command publishes it"
     return str(error)
+
+
+def no_room(error: OSError) -> str:
+    """Of a full volume. Whatever else is wrong with a disk may pass: raised again, and Modal tries again."""
+    if error.errno != errno.ENOSPC:
+        raise error
+    return "volume esc-model is full: remove what you do not need with modal volume rm, then give the command again"
 
 
 # --- on this machine

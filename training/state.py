@@ -7,15 +7,19 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from training.config import CHOSEN, TrainConfig, differences
 from training.data import Row
+from training.parallel import ALONE, Ranks
 
 FORMAT = "audio-cnn-resume/4"
 FREE = ("checkpoint_every", "device")  # may change on the way: the first changes nothing, the second the rounding
@@ -24,6 +28,30 @@ SPARE = 10_000_000  # bytes for TensorBoard's files and what zip archives add
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says where it stands and the way out."""
+
+
+@contextmanager
+def alone_in(out: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Hold `out` for this run: two would write each other's checkpoints. A run that was killed holds nothing.
+
+    Raises TrainingError where another run is at work there.
+    """
+    lock = FileLock(out / "run.lock", timeout=0)
+
+    def take() -> None:
+        try:
+            lock.acquire()
+        except Timeout as e:
+            told = "wait for it, stop it, or choose another folder"
+            raise TrainingError(f"another run is at work in {out}: {told}") from e
+        except (OSError, NotImplementedError):  # a file system without locks; what cannot be written is told by the run
+            return
+
+    ranks.agreed(take)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write(state: dict[str, Any], path: Path) -> None:
@@ -59,7 +87,7 @@ def check_room(path: Path, network: int, patience: bool) -> None:
     need, free = room(network, patience) - there, shutil.disk_usage(path.parent).free
     if free < need:
         raise TrainingError(f"{path.parent} has {free / 1e6:.0f} MB left, this run needs {need / 1e6:.0f} MB: free "
-                            "some space or choose another --out")  # fmt: skip
+                            "some space or choose another folder")  # fmt: skip
 
 
 def read(path: Path, config: TrainConfig) -> dict[str, Any]:
@@ -71,7 +99,7 @@ def read(path: Path, config: TrainConfig) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is not a resume state of this version: delete it to start again")
     if told := differences(state["config"], dataclasses.asdict(config), FREE):
-        raise TrainingError(f"{path} belongs to other settings ({told}): use those, or another --out")
+        raise TrainingError(f"{path} belongs to other settings ({told}): use those, or another folder")
     return state
 
 
@@ -93,7 +121,7 @@ def check_data(path: Path, state: dict[str, Any], data: Path, found: str) -> Non
     """
     if state["provenance"].get("data_sha256", found) != found:
         raise TrainingError(f"{path} belongs to other data than {data}: give the --data that the run began with, or "
-                            "choose another --out")  # fmt: skip
+                            "choose another folder")  # fmt: skip
 
 
 def provenance(data: Path, folds: set[int], config: TrainConfig, lowest_rate: int, warned: list[str]) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def train(
         provenance=provenance,
     )
     checkpoint.save(kept, best_file)
-    said = answers(Classifier.open(best_file, mode.kind), data, config.fold)
+    said = answers(Classifier.open(best_file, mode.device), data, config.fold)
     told = report(said, labels, config.fold)
     checkpoint.save(dataclasses.replace(kept, metrics=told.to_dict()), best_file)
     on_checkpoint()
@@ -216,11 +216,11 @@ def _open(out: Path, state_file: Path, config: TrainConfig, resume: bool) -> dic
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as e:
-        raise TrainingError(f"{out} cannot be written to ({e}): make it writable or choose another --out") from e
+        raise TrainingError(f"{out} cannot be written to ({e}): make it writable or choose another folder") from e
     if state_file.exists() and not resume:
-        raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another --out")
+        raise TrainingError(f"{state_file} is from an earlier run: add --resume to continue, or choose another folder")
     if resume and not state_file.exists():
-        raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check --out")
+        raise TrainingError(f"{state_file} does not exist, there is nothing to resume: check the folder")
     for part in out.glob(".best_model.pth.*.part"):  # of a run killed while it wrote its weights
         part.unlink(missing_ok=True)
     return state.read(state_file, config) if resume else None
@@ -257,7 +257,10 @@ def _standardised(db: Tensor, rows: list[int], mel: MelConfig) -> MelConfig:
         means.append(shown.mean(dim=(1, 2)))
         squares.append(shown.square().mean(dim=(1, 2)))
     mean = torch.cat(means).mean().item()
-    std = math.sqrt(torch.cat(squares).mean().item() - mean**2)
+    variance = torch.cat(squares).mean().item() - mean**2
+    if variance < 0.005**2:  # would be rounded to a standard deviation of 0
+        raise DataError("the clips to train on all sound alike, like silence: no network can tell their classes")
+    std = math.sqrt(variance)
     return dataclasses.replace(mel, mean=round(mean, 2), std=round(std, 2))
 
 
@@ -283,7 +286,7 @@ def _not_finite(loss: float, epoch: int, step: int, batch: Batch, rows: list) ->
     told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
         f"the loss or its gradient is {loss} at epoch {epoch + 1}, step {step + 1} (clips {told}): start again in "
-        "another --out with a lower --max-lr (--lr where the schedule is cosine), with --clip-norm 1 or with "
+        "another folder with a lower --max-lr (--lr where the schedule is cosine), with --clip-norm 1 or with "
         "--precision fp32"
     )
 
@@ -297,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = configs.from_flags(args)
-        with parallel.started() as ranks:
+        with parallel.started() as ranks, state.alone_in(args.out, ranks):
             logger = TensorBoard(args.out / "tensorboard_logs") if ranks.first else None
             result = train(config, args.data, args.out, resume=args.resume, logger=logger, ranks=ranks)
     except KeyboardInterrupt:
