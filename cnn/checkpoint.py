@@ -1,7 +1,7 @@
 """best_model.pth: one file that explains itself. Save, load, verify, find.
 
 The file holds plain types and tensors only and is read with `weights_only=True`: no code in it is ever run. What does
-not fit is refused in words, never patched.
+not fit is refused in words, never patched; a file written before a setting existed gets the value it was trained with.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ BOX = Path(__file__).resolve().parent.parent / "assets" / "models"
 DEFAULT = BOX / "resnet34" / "best_model.pth"
 MAX_BYTES = 500_000_000
 MAX_PARAMETERS = 200_000_000
+SINCE = {"model": {"stem_stride": 2}}  # settings younger than the format: what every file without them was trained with
 
 Config = TypeVar("Config", ModelConfig, MelConfig)
 
@@ -205,6 +206,7 @@ def _verify(payload: Any, path: Path) -> Checkpoint:
 
 
 def _config(kind: type[Config], values: dict, part: str, path: Path) -> Config:
+    values = SINCE.get(part, {}) | values
     known = {f.name for f in dataclasses.fields(kind)}
     if set(values) != known:
         odd = sorted(map(str, set(values) ^ known))
