@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from huggingface_hub import constants
 from starlette.routing import Route
 
-from cnn.checkpoint import BOX, DEFAULT, NAMES
+from cnn.checkpoint import DEFAULT, NAMES, in_box
 from cnn.serve.api import build_api
 from cnn.serve.remote import remote_first
 from cnn.serve.service import Opener
@@ -48,7 +48,7 @@ def warm_up() -> None:
 def networks() -> tuple[dict[str, Opener], str]:
     """What ?model= chooses among: the page's network and those in the box, by their folders. Second: the name of the
     page's, 'given' unless it is one of them."""
-    there = sorted(path.parent.name for path in BOX.glob(f"*/{NAMES[0]}"))
+    there = [path.parent.name for path in in_box()]
     wanted = classifier.model or os.environ.get("AUDIO_CNN_MODEL")
     if not wanted and not any(Path(name).is_file() for name in NAMES):
         wanted = DEFAULT.parent.name

@@ -136,7 +136,7 @@ def find(model: str | os.PathLike | None = None) -> Path:
             return boxed
         if (hub_id := HUB_ID.fullmatch(str(wanted))) and path.suffix not in (".pth", ".pt"):
             return _from_hub(*hub_id.groups())
-        known = ", ".join(sorted(p.parent.name for p in BOX.glob(f"*/{NAMES[0]}"))) or "nothing"
+        known = ", ".join(p.parent.name for p in in_box()) or "nothing"
         raise CheckpointError(f"{wanted}{origin} does not exist: give the path of a checkpoint; in the box: {known}")
     for name in NAMES:
         if Path(name).is_file():
@@ -144,6 +144,11 @@ def find(model: str | os.PathLike | None = None) -> Path:
     if DEFAULT.is_file():
         return DEFAULT
     raise CheckpointError(f"no weights: {DEFAULT} is missing; give --model PATH or set AUDIO_CNN_MODEL")
+
+
+def in_box() -> list[Path]:
+    """The weights in the box, the one that answers unless told otherwise first."""
+    return sorted(BOX.glob(f"*/{NAMES[0]}"), key=lambda path: (path != DEFAULT, path))
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:

@@ -26,6 +26,7 @@ from gradio import route_utils
 from gradio_client import Client, handle_file
 from starlette.routing import Route
 
+from cnn import checkpoint
 from cnn.classifier import Classifier
 from cnn.labels import ESC50
 from cnn.serve.api import build_api
@@ -99,7 +100,7 @@ def test_the_public_endpoints_say_what_they_take_and_answer(client: Client):
 
 
 def test_the_networks_in_the_box_are_listed(client: Client):
-    (net,) = [net for net in client.predict(api_name="/models") if net["name"] == "resnet34"]
+    (net,) = [net for net in client.predict(api_name="/models") if net["name"] == checkpoint.DEFAULT.parent.name]
     assert net["classes"] == list(ESC50) and 0.7 < net["accuracy"] < 1 and net["parameters"] > 1e6
     assert "non-commercial" in net["licence"]
 
@@ -120,7 +121,7 @@ def test_language_models_find_the_same_endpoints_and_hear_only_uploads(client: C
     )
     assert "the uploaded file" in tools["classify"]["inputSchema"]["properties"]["sound"]["description"]
     listed = mcp(client, "tools/call", name="models", arguments={})
-    assert "resnet34" in listed["content"][0]["text"]
+    assert checkpoint.DEFAULT.parent.name in listed["content"][0]["text"]
     for elsewhere in ("https://example.org/dog.wav", f"{client.src}gradio_api/file=/etc/hostname",
                       "data:audio/wav;base64,UklGRg=="):  # fmt: skip
         refused = mcp(client, "tools/call", name="classify", arguments={"sound": elsewhere})

@@ -212,7 +212,10 @@ def test_weights_are_looked_for_in_the_order_of_the_design(tiny: Path, tmp_path:
     assert checkpoint.find() == tiny
     assert checkpoint.find("resnet34") == box / "resnet34" / "best_model.pth"
     assert checkpoint.find(work) == work / "best_model.pth"
-    with pytest.raises(CheckpointError, match="in the box: resnet34"):
+    (box / "another").mkdir()
+    (box / "another" / "best_model.pth").touch()
+    assert [path.parent.name for path in checkpoint.in_box()] == ["resnet34", "another"]  # the best one first
+    with pytest.raises(CheckpointError, match="in the box: resnet34, another"):
         checkpoint.find("nowhere.pth")
     with pytest.raises(CheckpointError, match="no name on the Hub"):  # though it has the form of one
         checkpoint.find("../nowhere")

@@ -143,7 +143,7 @@ def test_a_network_in_the_box_is_what_readme_and_card_say(path: Path):
 
 def test_the_network_in_the_box_names_the_example_clips():
     """They are of the fold that it was not trained on."""
-    classifier = Classifier.open("resnet34", device="cpu")
+    classifier = Classifier.open(checkpoint.DEFAULT, device="cpu")
     clips = json.loads((EXAMPLES / "examples.json").read_text())
     answers = classifier.predict_batch([EXAMPLES / c["file"] for c in clips])
     right = [a.labels[0].name == c["label"] for a, c in zip(answers, clips, strict=True)]

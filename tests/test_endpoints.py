@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 
-from cnn import inside
+from cnn import checkpoint, inside
 from cnn.audio import load
 from cnn.classifier import Classifier
 from cnn.serve import connection
@@ -86,15 +86,16 @@ def test_the_networks_that_answer_are_listed(client: Client, tiny_classifier: Cl
 
 def test_the_networks_here_are_listed_where_none_elsewhere_answers(service: Service, monkeypatch):
     monkeypatch.setattr(connection, "PAUSE", 0.01)
+    best = checkpoint.DEFAULT.parent.name
     for network in (service, WithFallback(RemoteClassifier("http://127.0.0.1:9"), lambda: service)):
         (models,) = (f.fn for f in build_page(lambda n=network: n).fns.values() if f.api_name == "models")
-        assert [(x["name"], x["default"]) for x in models()][:2] == [("given", True), ("resnet34", False)]
+        assert [(x["name"], x["default"]) for x in models()][:2] == [("given", True), (best, False)]
 
     def none() -> Service:
         raise ValueError("/srv/secret.pth does not exist")
 
     (models,) = (f.fn for f in build_page(none).fns.values() if f.api_name == "models")
-    assert [(x["name"], x["default"]) for x in models()] == [("resnet34", False), ("resnet34_half", False)]
+    assert [(x["name"], x["default"]) for x in models()] == [(p.parent.name, False) for p in checkpoint.in_box()]
 
 
 def test_programs_are_told_who_answered_in_whose_place(service: Service, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from cnn import checkpoint
 from cnn.audio import AudioError, Clip
 from cnn.classifier import Classifier
 from cnn.serve import connection
@@ -356,7 +357,7 @@ def test_a_page_lists_the_networks_that_answer_it(services: dict[str, Service], 
     assert default["network"] == classifier.network and default["parameters"] == classifier.parameter_count
     gone = WithFallback(RemoteClassifier("http://127.0.0.1:9"), lambda: services["tiny"])
     here = listed(gone)
-    assert [(x["name"], x["default"]) for x in here][:2] == [("given", True), ("resnet34", False)]
+    assert [(x["name"], x["default"]) for x in here][:2] == [("given", True), (checkpoint.DEFAULT.parent.name, False)]
     assert here == listed(services["tiny"]) == listed(services["tiny"].classifier)
 
 

@@ -57,7 +57,7 @@ def about(name: str, weights: Checkpoint, *, default: bool) -> dict[str, Any]:
 def boxed() -> list[dict[str, Any]]:
     """The networks in the box; of one that cannot be read only the log knows."""
     told = []
-    for path in sorted(BOX.glob(f"*/{checkpoint.NAMES[0]}")):
+    for path in checkpoint.in_box():
         try:
             weights = checkpoint.load(path)
         except checkpoint.CheckpointError as error:
