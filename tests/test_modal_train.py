@@ -144,6 +144,8 @@ def test_every_field_is_a_flag_and_a_wrong_value_is_one_sentence():
     assert modal_train.settings(wide).widen == "/mnt/esc-model/crossval/best-16k/fold{fold}/best_model.pth"
     mine = "runs/best-16k-fold5/best_model.pth"
     assert modal_train.settings(wide | {"widen": mine}).widen == f"/mnt/esc-model/{mine}"
+    two = {"widen": f"{mine},{mine}"}
+    assert modal_train.settings(wide | two).widen == f"/mnt/esc-model/{mine},/mnt/esc-model/{mine}"
     assert modal_train.settings(wide | {"widen": ""}).widen == ""
     with pytest.raises(SystemExit, match="error: epochs must be positive"), modal_train.in_words():
         modal_train.settings({"epochs": 0})

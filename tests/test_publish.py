@@ -110,9 +110,12 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     plain = card(kept, weights, "a/b")
     assert "trained from scratch" in plain and "grown" not in plain and "- One fold and one seed: a point" in plain
     grown = {"sha256": "f00d", "commit": "cafe", "recipe": {"recipe": "best-16k", "width": 32, "epochs": 720}}
-    text = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": grown}), weights, "a/b", told)
+    text = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown]}), weights, "a/b", told)
     for words in ("| grown from | a network of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
         assert words in text
+    assert "grown from a narrower one and" in text
+    both = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown, grown]}), weights, "a/b")
+    assert "grown from 2 narrower ones and" in both and both.count("| grown from |") == 2
     assert "from scratch" not in text and "One fold and" not in text and "- One seed: a point" in text
 
 

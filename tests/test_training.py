@@ -393,12 +393,15 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     grown = config.make("resnet34-16k", **SMALL | {"width": 8, "widen": str(tmp_path / "fold{fold}/best_model.pth")})
     result = train(grown, data, tmp_path / "wide")
     wide = checkpoint.load(result.checkpoint)
-    assert wide.model.width == 8 and wide.provenance["grown_from"]["recipe"]["width"] == SMALL["width"]
+    assert wide.model.width == 8 and [g["recipe"]["width"] for g in wide.provenance["grown_from"]] == [SMALL["width"]]
     first = train(dataclasses.replace(grown, widen=""), data, tmp_path / "fresh")
     assert result.losses[0] != first.losses[0]
-    with pytest.raises(TrainingError, match="cannot be widened to 6 channels"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"best_model.pth \(width 4\) cannot be widened to 6 channels"):
         train(dataclasses.replace(grown, width=6), data, tmp_path / "odd")
-    assert narrow.checkpoint.exists()
+    twice = dataclasses.replace(grown, widen=f"{narrow.checkpoint},{narrow.checkpoint}")
+    assert len(checkpoint.load(train(twice, data, tmp_path / "two").checkpoint).provenance["grown_from"]) == 2
+    with pytest.raises(checkpoint.CheckpointError, match=r"4, 4\) cannot be widened to 12 channels: .* side by side"):
+        train(dataclasses.replace(twice, width=12), data, tmp_path / "odd")
 
 
 def test_every_field_is_a_flag():

@@ -106,7 +106,7 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
         folds = ", ".join(map(str, source["folds_trained_on"]))
         held_out = f"fold {source.get('fold_held_out')} was held out, and nothing in the run was chosen on it"
         rows.append(("trained on", f"folds {folds}; {held_out}"))
-    if grown := source.get("grown_from"):
+    for grown in source.get("grown_from", ()):
         before = grown.get("recipe") or {}
         made = f"`{before.get('recipe')}`, at most {before.get('epochs')} epochs, commit `{grown.get('commit')}`"
         rows.append(("grown from", f"a network of width {before.get('width')} that had not learned from that fold "
@@ -130,11 +130,11 @@ def _network(checkpoint: Checkpoint) -> str:
     extras = [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
-    grown = "grown_from" in checkpoint.provenance
-    origin = "grown from a narrower one and trained on" if grown else "trained from scratch"
+    narrower = len(checkpoint.provenance.get("grown_from", ()))
+    origin = f"grown from {'a narrower one' if narrower == 1 else f'{narrower} narrower ones'} and trained on"
     return (
         f"{model.name}: a residual network for one input channel, {'-'.join(map(str, model.depths))} blocks, "
-        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin}"
+        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if narrower else 'trained from scratch'}"
     )
 
 

@@ -60,7 +60,7 @@ class TrainConfig:
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
-    widen: str = ""  # a narrower best_model.pth to grow from (Net2Net); {fold} stands for the fold held out
+    widen: str = ""  # best_model.pth to grow from (Net2Net), or several (A,B) side by side; {fold}: the one held out
     # augmentation: per clip, on the dB mel picture
     roll: bool = True  # start anywhere in the clip and wrap round
     crop_frames: int = 192  # T of a training picture

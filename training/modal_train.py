@@ -197,8 +197,8 @@ def settings(given: dict[str, Any]) -> TrainConfig:
     except ValueError as e:
         raise UserError(str(e)) from e
     if config.widen:  # a recipe names where crossval leaves its folds on this machine
-        path = fields.get("widen") or f"crossval/{config.widen.removeprefix('runs/')}"
-        config = dataclasses.replace(config, widen=str(MODELS / path))
+        paths = fields.get("widen") or re.sub(r"(^|,)runs/", r"\1crossval/", config.widen)
+        config = dataclasses.replace(config, widen=",".join(str(MODELS / path) for path in paths.split(",")))
     return config
 
 

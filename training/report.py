@@ -117,7 +117,7 @@ def _protocol(r: Mapping[str, Any]) -> str:
         else "the number of epochs was fixed beforehand"
     )
     grown = bool(r["config"].get("widen"))
-    origin = "was grown from a narrower one of the same folds" if grown else "started from random weights"
+    origin = "was grown from narrower ones of the same folds" if grown else "started from random weights"
     warned = "".join(f"<p><strong>Note:</strong> {_text(w)}.</p>" for w in r["warnings"])
     return (
         "<p>ESC-50 comes in fixed folds, with all clips from one source recording in the same one; each fold below was "

@@ -9,7 +9,6 @@ is measured once, on that file. `OUT/resume.pt` continues an interrupted run to 
 
 import argparse
 import dataclasses
-import hashlib
 import math
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from training.logs import Logger, NullLogger, Progress, TensorBoard
 from training.parallel import ALONE, Ranks
 from training.splits import inner_split
 from training.state import TrainingError
-from training.widen import read_narrow, widened
+from training.widen import grow
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,10 @@ def train(
         torch.manual_seed(config.seed)
         model = AudioCNN(model_config)
     ranks.agreed(lambda: state.check_room(state_file, _bytes(model), config.patience > 0))
-    grown_from = {}
+    grown_from = []
     if config.widen and not found:
-        source = Path(config.widen.replace("{fold}", str(config.fold)))
-        narrow = read_narrow(source, config.fold, model_config, labels, mel)
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        grown_from = {"sha256": digest, "commit": narrow.provenance.get("commit"), "recipe": narrow.recipe}
-        generator = torch.Generator().manual_seed(config.seed)
-        try:
-            model.load_state_dict(widened(narrow.state_dict, model.state_dict(), generator))
-        except ValueError as e:
-            raise TrainingError(f"{source} cannot be widened to {config.width} channels: {e}") from e
+        sources = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",")]
+        grown_from = grow(sources, config.fold, model, labels, mel, config.seed)
     db, lowest_rate = load_db(rows, mel)  # all folds, so that five runs share one cache
     fingerprint = ranks.agreed(lambda: state.fingerprint(rows))
     if found:

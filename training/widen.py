@@ -1,19 +1,22 @@
-"""Growing a trained network: the wide one starts out computing exactly what the narrow one does.
+"""Growing trained networks: the wide one starts out computing exactly what the narrow ones do.
 
-Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks: every channel becomes k channels,
-and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
+From one: Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks: every channel becomes k
+channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
+From several of equal width: side by side, with nothing between them yet. Its logits are the mean of theirs.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
-from cnn.model import ModelConfig
+from cnn.model import AudioCNN, ModelConfig
 from training.config import differences
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
@@ -37,6 +40,56 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator:
             value = value.repeat_interleave(k, dim=1) * shares
         out[key] = value
     return out
+
+
+def side_by_side(narrow: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states of n plain networks in the shapes of the wide one's, of n times their width. Raises ValueError."""
+    n, out = len(narrow), {}
+    for key, target in wide.items():
+        parts = [state[key].to(target.dtype) for state in narrow]
+        small = parts[0].shape
+        if not target.ndim:  # how many batches BatchNorm has seen
+            out[key] = parts[0]
+            continue
+        grows = [w == n * s for s, w in zip(small[:2], target.shape[:2], strict=True)]
+        if any(p.shape != small for p in parts) or any(
+            w not in (s, n * s) for s, w in zip(small, target.shape, strict=True)
+        ):
+            shapes = " and ".join(str(tuple(p.shape)) for p in parts)
+            raise ValueError(f"{key}: {shapes} side by side are no {tuple(target.shape)}")
+        out[key] = torch.zeros_like(target)
+        for k, part in enumerate(parts):
+            place = tuple(slice(k * s, (k + 1) * s) if g else slice(None) for s, g in zip(small, grows, strict=False))
+            out[key][place] += part if grows[0] else part / n  # what does not grow in its outputs is the last layer
+    return out
+
+
+def grow(paths: Sequence[Path], fold: int, model: AudioCNN, labels: Sequence[str], mel: MelConfig, seed: int) -> list:
+    """Give `model` what the networks at `paths` know. Returns of each its sha256, commit and recipe.
+
+    Raises CheckpointError where one is of another kind (read_narrow) or they are not of the right width.
+    """
+    found = [read_narrow(path, fold, model.config, labels, mel) for path in paths]
+    states, told = [f.state_dict for f in found], " and ".join(map(str, paths))
+    try:
+        if len(found) == 1:
+            state = widened(states[0], model.state_dict(), torch.Generator().manual_seed(seed))
+        elif model.config.se or model.config.fpn_channels or model.config.head_hidden:
+            raise ValueError("what they say together would not be the mean: name one, or plain residual networks")
+        else:
+            state = side_by_side(states, model.state_dict())
+    except ValueError as e:
+        widths = ", ".join(str(f.model.width) for f in found)
+        raise CheckpointError(
+            f"{told} (width {widths}) cannot be widened to {model.config.width} channels: {e}"
+        ) from e
+    model.load_state_dict(state)
+    return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)]
+
+
+def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"sha256": digest, "commit": found.provenance.get("commit"), "recipe": found.recipe}
 
 
 def read_narrow(path: Path, fold: int, model: ModelConfig, labels: Sequence[str], mel: MelConfig) -> Checkpoint:
