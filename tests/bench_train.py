@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps measured together (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing (default: %(default)s)")
     configs.add_flags(parser)
-    parser.set_defaults(recipe="wide-16k", width=WIDTH, widen="")
+    parser.set_defaults(recipe="best-16k", width=WIDTH)
     args = parser.parse_args()
     try:
         config = configs.from_flags(args)

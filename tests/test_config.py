@@ -28,6 +28,8 @@ from training.widen import read_narrow
         ("device", "cuda:one", "known are auto"),
         ("widen", "runs/{name}/best_model.pth", "nothing but {fold} may stand in braces"),
         ("widen", "runs/fold{fold", "nothing but {fold}"),
+        ("epochs", 0, "epochs must be positive where nothing is grown from"),
+        ("epochs", -1, "epochs must be 0 or more, not -1"),
         ("schedule", "linear", "schedule 'linear' is unknown; known are onecycle, cosine"),
     ],
 )
@@ -50,7 +52,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
         assert f" --{field.name.replace('_', '-')} " in told
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
-    assert "(default: 90; best-16k: 1000; wide-16k: 36;" in told and "(default: true; resnet34-44k: false;" in told
+    assert "(default: 90; best-16k: 400; pair-16k: 0;" in told and "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
 

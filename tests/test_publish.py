@@ -115,7 +115,7 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
         assert words in text
     assert "grown from a narrower one and" in text
     both = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown, grown]}), weights, "a/b")
-    assert "grown from 2 narrower ones and" in both and both.count("| grown from |") == 2
+    assert "grown from 2 narrower ones side by side and" in both and both.count("| grown from |") == 2
     assert "from scratch" not in text and "One fold and" not in text and "- One seed: a point" in text
 
 

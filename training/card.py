@@ -131,7 +131,8 @@ def _network(checkpoint: Checkpoint) -> str:
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
     narrower = len(checkpoint.provenance.get("grown_from", ()))
-    origin = f"grown from {'a narrower one' if narrower == 1 else f'{narrower} narrower ones'} and trained on"
+    origin = f"grown from {'a narrower one' if narrower == 1 else f'{narrower} narrower ones side by side'}"
+    origin += " and trained on" if checkpoint.recipe.get("epochs") else ""
     return (
         f"{model.name}: a residual network for one input channel, {'-'.join(map(str, model.depths))} blocks, "
         f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if narrower else 'trained from scratch'}"

@@ -20,9 +20,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "bf16", "fp32"),
     "layout": ("auto", "channels_last", "contiguous"),
 }
-POSITIVE = ("width", "stem_stride", "epochs", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
+POSITIVE = ("width", "stem_stride", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
             "mixup_alpha", "checkpoint_every")  # fmt: skip
-NOT_NEGATIVE = ("patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
+NOT_NEGATIVE = ("epochs", "patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
           "highpass", "silence", "noise", "background", "reverb", "spared", "gentle")  # fmt: skip
@@ -47,7 +47,7 @@ class TrainConfig:
     classes: str = "esc50"  # all fifty; or esc10: the ten that the csv flags
     inner_share: float = 0.0  # share of the training recordings kept aside to validate on; 0: none, train on all
     # optimisation
-    epochs: int = 90
+    epochs: int = 90  # 0: none, what it grows from (widen) stays as it is
     patience: int = 0  # stop after so many epochs without a better inner accuracy and keep the best; 0: never
     batch_size: int = 64
     accumulate: int = 1  # parts that a batch is computed in, each with its own BatchNorm statistics
@@ -113,6 +113,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be below 1: {why}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device {self.device!r} is unknown; known are auto, cpu, cuda, cuda:N")
+        if not self.epochs and not self.widen:
+            raise ValueError("epochs must be positive where nothing is grown from: it would be noise")
         if set("{}") & set(self.widen.replace("{fold}", "")):
             raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
         if self.layout == "channels_last" and self.width % 16:
@@ -138,17 +140,17 @@ PLAIN: dict[str, Any] = {
 # half the width and depth and a coarse first step: what a clip teaches costs a tenth of the time, so that hundreds of
 # epochs fit into an hour; robust to what phones and rooms do
 BEST: dict[str, Any] = {
-    "model": "resnet18", "width": 32, "stem_stride": 4, "epochs": 1000, "gentle": 0.3, "max_lr": 3e-3,
+    "model": "resnet18", "width": 32, "stem_stride": 4, "epochs": 400, "gentle": 0.3, "max_lr": 3e-3,
     "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2,
     "noise": 0.35, "background": 0.25, "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
-    # second stage: a network of best-16k grown to full width (Net2Net) and trained on for a while
-    "wide-16k": BEST | {
-        "width": 64, "epochs": 36, "gentle": 0.0, "max_lr": 1e-3,
-        "widen": "runs/best-16k/fold{fold}/best_model.pth",
+    # two of best-16k side by side in one network of full width, with nothing between them: an ensemble in one file
+    "pair-16k": BEST | {
+        "width": 64, "epochs": 0, "gentle": 0.0,
+        "widen": "runs/best-16k/fold{fold}/best_model.pth,runs/best-16k-1/fold{fold}/best_model.pth",
     },
     "resnet34-44k": PLAIN | {
         "mel": "44k", "crop_frames": 431, "epochs": 100, "lr": 5e-4, "max_lr": 2e-3, "weight_decay": 0.01,

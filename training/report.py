@@ -106,7 +106,10 @@ def _score(r: Mapping[str, Any]) -> str:
 
 
 def _origin(r: Mapping[str, Any]) -> str:
-    return "grown from narrower ones and trained on" if r["config"].get("widen") else "trained from scratch"
+    config = r["config"]
+    if not config.get("widen"):
+        return "trained from scratch"
+    return "grown from narrower ones and trained on" if config["epochs"] else "narrower ones side by side"
 
 
 def _protocol(r: Mapping[str, Any]) -> str:
@@ -139,6 +142,8 @@ def _folds(r: Mapping[str, Any]) -> str:
             _duration(r["seconds"])]  # fmt: skip
     head = ["held out", "accuracy", "95 % interval", "right", "in the first three", "time"]
     note = "Time is that of training and measuring over all sessions; intervals are Wilson's, over the fold's clips."
+    if r["config"].get("widen"):
+        note += " The narrower networks had been trained before; their time is not in it."
     if r["unheard"]:
         note += f" In {_count(r['unheard'], 'clip')} nothing was heard, which counts as wrong."
     return _table(head, rows, foot) + f'<p class="soft">{note}</p>'

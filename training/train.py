@@ -121,7 +121,7 @@ def train(
         mode = ranks.agreed(lambda: choose_mode(config, model, shape, device))
         mode = dataclasses.replace(mode, device=device)
         logger.text(f"computing in {mode.precision}, {mode.layout}")
-    learner = Learner(config, model, mode, feed.steps * config.epochs, ranks)
+    learner = Learner(config, model, mode, max(feed.steps * config.epochs, 1), ranks)
     provenance = state.provenance(data, {r.fold for r in rows}, config, lowest_rate, warnings)
     provenance |= {"data_sha256": fingerprint, "computed": _computed(mode)}
     provenance |= {"grown_from": grown_from} if grown_from else {}
