@@ -71,6 +71,7 @@ class Anatomy:
     fields: dict[str, Field]  # by tap, of every tap that is a map
     parameters: int  # sums over the parts
     multiply_adds: int
+    groups: int = 1  # networks side by side, each with an equal share of every map's channels; 1 where it was not told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -104,6 +105,7 @@ def anatomy(classifier: Described) -> Anatomy:
         fields=_fields(model),
         parameters=sum(part.parameters for part in parts),
         multiply_adds=sum(part.multiply_adds for part in parts),
+        groups=classifier.config.groups,
     )
 
 

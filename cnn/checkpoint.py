@@ -28,7 +28,7 @@ BOX = Path(__file__).resolve().parent.parent / "assets" / "models"
 DEFAULT = BOX / "resnet34" / "best_model.pth"
 MAX_BYTES = 500_000_000
 MAX_PARAMETERS = 200_000_000
-SINCE = {"model": {"stem_stride": 2}}  # settings younger than the format: what every file without them was trained with
+SINCE = {"model": {"stem_stride": 2, "groups": 1}}  # younger than the format: what files without them were trained with
 
 Config = TypeVar("Config", ModelConfig, MelConfig)
 

@@ -20,6 +20,7 @@ class ModelConfig:
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks of layer1, layer2, ...
     width: int = 64  # channels of layer1; each further layer doubles them
     stem_stride: int = 2  # s of the first convolution, (4 s - 1)^2; 4 leaves a quarter of the work to what follows
+    groups: int = 1  # networks side by side, blind to each other (a deep ensemble): the logits are the mean of theirs
     se: bool = False  # squeeze-and-excitation in every block
     se_reduction: int = 16
     fpn_channels: int = 0  # of the feature pyramid; 0: no pyramid
@@ -36,6 +37,10 @@ class ModelConfig:
             raise ValueError(f"{self.name}: depths {self.depths} or width {self.width} are beyond this family")
         if not 1 <= self.stem_stride <= 16:
             raise ValueError(f"{self.name}: stem_stride {self.stem_stride} must lie in 1..16")
+        if self.groups < 1 or self.width % self.groups:
+            raise ValueError(f"{self.name}: width {self.width} cannot be shared out among groups of {self.groups}")
+        if self.groups > 1 and (self.se or self.fpn_channels or self.head_hidden):
+            raise ValueError(f"{self.name}: gates, a pyramid or hidden layers of the head see all channels: no groups")
         if self.fpn_channels < 0 or self.se_reduction < 1:
             raise ValueError("fpn_channels must be 0 or more, se_reduction 1 or more")
         if len(self.head_dropouts) != len(self.head_hidden) + 1:
@@ -83,18 +88,18 @@ class SqueezeExcite(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: (B, C_in, f, t) -> (B, C_out, f/stride, t/stride)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, se_reduction: int | None) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int, se_reduction: int | None) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, groups=groups, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.se = SqueezeExcite(channels, se_reduction) if se_reduction else None
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+                nn.Conv2d(in_channels, channels, 1, stride=stride, groups=groups, bias=False), nn.BatchNorm2d(channels)
             )
         self.sum = nn.Identity()  # a name for the sum before the last ReLU, so that it can be tapped
         self.act2 = nn.ReLU()
@@ -147,12 +152,13 @@ class AudioCNN(nn.Module):
         self.stages: list[str] = []
         stage_channels: dict[str, int] = {}
         in_channels, stride = config.width, 2 * s
+        reduction = config.se_reduction if config.se else None
         for k, depth in enumerate(config.depths, start=1):
             layer, channels = f"layer{k}", config.width * 2 ** (k - 1)
             blocks = []
             for j in range(depth):
                 step = 2 if k > 1 and j == 0 else 1
-                blocks.append(ResidualBlock(in_channels, channels, step, config.se_reduction if config.se else None))
+                blocks.append(ResidualBlock(in_channels, channels, step, config.groups, reduction))
                 in_channels, stride = channels, stride * step
                 if config.se:
                     self.taps[f"{layer}.block{j}.se"] = Tap(f"{layer}.{j}.se", channels, 0)

@@ -52,7 +52,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
         assert f" --{field.name.replace('_', '-')} " in told
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
-    assert "(default: 90; best-16k: 400; pair-16k: 0;" in told and "(default: true; resnet34-44k: false;" in told
+    assert "(default: 90; best-16k: 400; ensemble-16k: 0;" in told and "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
 
@@ -86,7 +86,7 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
         wide = dataclasses.replace(small, width=4, num_classes=len(labels))
         return read_narrow(path, 2, wide, labels, mel)
 
-    with pytest.raises(CheckpointError, match=r"does not exist: --widen PATH .* --recipe .* --fold 2 --out .*/fold2$"):
+    with pytest.raises(CheckpointError, match=r"not exist: --widen PATH .* --fold 2 --seed 0 --out .*/fold2$"):
         read()
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
     assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels

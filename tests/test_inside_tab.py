@@ -28,7 +28,7 @@ from cnn.ui.guests import Guests
 from cnn.ui.inside import Room, View, _moved, _shown, _words, tap_of
 from cnn.ui.keep import InHand
 from cnn.ui.said import NoSuch
-from cnn.ui.stops import walk
+from cnn.ui.stops import part_of, stop_words, walk
 from cnn.ui.strip import strip
 
 
@@ -62,6 +62,16 @@ def maps_of(drawn: str) -> dict[tuple[str, str | None], np.ndarray]:
         values = matrix["low"] + (matrix["high"] - matrix["low"]) * steps
         found[told["tap"], told.get("channel")] = values
     return found
+
+
+def test_networks_side_by_side_are_told_of_where_their_channels_are_shown(tiny_classifier: Classifier):
+    one = anatomy(tiny_classifier)
+    two = replace(one, groups=2)
+    told = {stop: stop_words(stop, two, tiny_classifier.mel, 50) for stop in ("conv1", "layer1.block0")}
+    half = part_of(two, "conv1").shape[0] // 2
+    assert "2 networks stand side by side" in told["conv1"] and f"The first {half} channels belong to" in told["conv1"]
+    assert "all channels of their own network" in told["layer1.block0"]
+    assert not any("network" in stop_words(stop, one, tiny_classifier.mel, 50) for stop in told)
 
 
 def test_every_stop_of_the_strip_and_of_the_walk_opens_with_words_of_its_own(room: Room):

@@ -229,22 +229,22 @@ def test_a_widened_network_says_what_the_narrow_one_says_and_then_parts_ways(fie
     assert not torch.equal(kernel[0], kernel[1])  # two that were one
 
 
-def test_networks_side_by_side_say_the_mean_of_what_they_say_and_learn_from_each_other():
+def test_networks_side_by_side_say_the_mean_of_what_they_say_and_stay_apart():
     three = [network(4) for _ in range(3)]
     for k, net in enumerate(three):
         for value in net.state_dict().values():
             if value.is_floating_point():
                 torch.nn.init.uniform_(value, 0.1, 0.5, generator=torch.Generator().manual_seed(k))
-    wide = network(12)
+    wide = network(12, groups=3)
     wide.load_state_dict(side_by_side([net.state_dict() for net in three], wide.state_dict()))
     x = batch().x
     with torch.inference_mode():
         mean = sum(net.eval()(x) for net in three) / 3
         torch.testing.assert_close(wide.eval()(x), mean, rtol=1e-4, atol=1e-5)
-    between = wide.layer1[0].conv1.weight[:4, 4:]
-    assert not between.any()
-    Learner(config.make("resnet34-16k", width=12, max_lr=0.1), wide, CPU, steps=4).step(batch())
-    assert between.any()
+        with wide.reading(["layer4"]) as ours, three[1].reading(["layer4"]) as theirs:
+            wide(x), three[1](x)
+    second = ours["layer4"].chunk(3, dim=1)[1]
+    torch.testing.assert_close(second, theirs["layer4"], rtol=1e-4, atol=1e-5)
 
 
 def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
@@ -256,8 +256,13 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
         checkpoint.save(made, path)
         return path
 
-    with pytest.raises(ValueError, match=r"conv1.weight: .* and .* side by side are no"):
-        side_by_side([network(4).state_dict(), network(2).state_dict()], network(8).state_dict())
+    wide = network(8, groups=2).state_dict()
+    with pytest.raises(ValueError, match=r"conv1.weight: \(4, 1, 7, 7\) and \(2, 1, 7, 7\) are not alike"):
+        side_by_side([network(4).state_dict(), network(2).state_dict()], wide)
+    with pytest.raises(ValueError, match=r"conv1.weight: 2 of \(2, 1, 7, 7\) side by side are no \(8, 1, 7, 7\)"):
+        side_by_side([network(2).state_dict()] * 2, wide)
+    with pytest.raises(ValueError, match="differ in more than width, first in layer1.1"):
+        side_by_side([network(4).state_dict(), network(4, depths=(1, 1, 1, 1)).state_dict()], wide)
     with pytest.raises(ValueError, match="no multiple of"):
         widened(network(4).state_dict(), network(6).state_dict(), torch.Generator())
     with pytest.raises(CheckpointError, match="does not say which folds"):

@@ -10,6 +10,7 @@ from cnn.model import RESNET18, RESNET34, SE_FPN, AudioCNN, ModelConfig, Squeeze
 NARROW = [
     dataclasses.replace(RESNET34, width=8),
     dataclasses.replace(RESNET18, width=8, stem_stride=4),
+    dataclasses.replace(RESNET18, name="ensemble", width=8, stem_stride=4, groups=2),
     dataclasses.replace(SE_FPN, width=8, fpn_channels=8),
 ]
 networks = pytest.mark.parametrize("config", NARROW, ids=[config.name for config in NARROW])
@@ -96,7 +97,8 @@ def test_squeeze_and_excitation_gates_lie_between_0_and_1():
 @pytest.mark.parametrize(
     "wrong",
     [{"depths": ()}, {"width": 0}, {"head_dropouts": (0.5, 0.5)}, {"head_dropouts": (1.0,)}, {"depths": (999,)},
-     {"stem_stride": 0}, {"stem_stride": 17}],  # fmt: skip
+     {"stem_stride": 0}, {"stem_stride": 17}, {"groups": 0}, {"groups": 3}, {"groups": 2, "se": True},
+     {"groups": 2, "fpn_channels": 8}, {"groups": 2, "head_hidden": (8,), "head_dropouts": (0.5, 0.5)}],  # fmt: skip
 )
 def test_a_network_that_cannot_be_is_refused(wrong: dict):
     with pytest.raises(ValueError):

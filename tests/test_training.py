@@ -398,7 +398,7 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     assert result.losses[0] != first.losses[0]
     with pytest.raises(checkpoint.CheckpointError, match=r"best_model.pth \(width 4\) cannot be widened to 6 channels"):
         train(dataclasses.replace(grown, width=6), data, tmp_path / "odd")
-    twice = dataclasses.replace(grown, widen=f"{narrow.checkpoint},{narrow.checkpoint}", epochs=0)
+    twice = dataclasses.replace(grown, widen=f"{narrow.checkpoint},{narrow.checkpoint}", groups=2, epochs=0)
     result = train(twice, data, tmp_path / "two")  # nothing is learned, so it says what the narrow one says
     sound = data / "audio" / sorted(p.name for p in (data / "audio").iterdir())[0]
     one, two = (Classifier.open(r.checkpoint, "cpu").predict(sound) for r in (narrow, result))
@@ -406,6 +406,11 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     assert result.losses == () and len(checkpoint.load(result.checkpoint).provenance["grown_from"]) == 2
     with pytest.raises(checkpoint.CheckpointError, match=r"4, 4\) cannot be widened to 12 channels: .* side by side"):
         train(dataclasses.replace(twice, width=12), data, tmp_path / "odd")
+    with pytest.raises(checkpoint.CheckpointError, match="one network for each group, set --groups 2"):
+        train(dataclasses.replace(twice, groups=1), data, tmp_path / "odd")
+    one_more = dataclasses.replace(grown, width=16, widen=str(result.checkpoint))
+    with pytest.raises(checkpoint.CheckpointError, match="is 2 networks side by side already: name each of them"):
+        train(one_more, data, tmp_path / "odd")
 
 
 def test_every_field_is_a_flag():

@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "bf16", "fp32"),
     "layout": ("auto", "channels_last", "contiguous"),
 }
-POSITIVE = ("width", "stem_stride", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
+POSITIVE = ("width", "stem_stride", "groups", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
             "mixup_alpha", "checkpoint_every")  # fmt: skip
 NOT_NEGATIVE = ("epochs", "patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
@@ -39,6 +39,7 @@ class TrainConfig:
     model: str = "resnet34"  # the network: a key of cnn.model.MODELS
     width: int = 64  # channels of layer1
     stem_stride: int = 2  # of the first convolution; 4: a quarter of the work for everything after it
+    groups: int = 1  # networks side by side that share the width, blind to each other; their mean is the answer
     mel: str = "16k"  # the front end, by its sample rate: a key of cnn.mel.MELS
     relative: bool = True  # level-invariant front end: dB below the window's own maximum
     floor_db: float = -80.0  # floor of the front end
@@ -60,7 +61,7 @@ class TrainConfig:
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
-    widen: str = ""  # best_model.pth to grow from (Net2Net), or several (A,B) side by side; {fold}: the one held out
+    widen: str = ""  # best_model.pth to grow from (Net2Net), or one for each group (A,B); {fold}: the one held out
     # augmentation: per clip, on the dB mel picture
     roll: bool = True  # start anywhere in the clip and wrap round
     crop_frames: int = 192  # T of a training picture
@@ -117,19 +118,22 @@ class TrainConfig:
             raise ValueError("epochs must be positive where nothing is grown from: it would be noise")
         if set("{}") & set(self.widen.replace("{fold}", "")):
             raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
-        if self.layout == "channels_last" and self.width % 16:
-            raise ValueError(f"layout channels_last needs a width that 16 divides, not {self.width}: torch 2.14.1 "
-                             "writes beyond its memory in the backward pass otherwise")  # fmt: skip
+        if self.layout == "channels_last" and not self.may_be_channels_last:
+            raise ValueError(f"layout channels_last needs a width that 16 divides (in every group), not {self.width}: "
+                             "torch 2.14.1 writes beyond its memory in the backward pass otherwise")  # fmt: skip
         if self.patience and not self.inner_share:
             raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
         if not 0 < self.stretch_min <= self.stretch_max:
             raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
 
+    @property
+    def may_be_channels_last(self) -> bool:
+        return self.width % (16 * self.groups) == 0
+
     def network(self, classes: int) -> ModelConfig:
         """What to build for so many classes."""
-        return dataclasses.replace(
-            MODELS[self.model], width=self.width, stem_stride=self.stem_stride, num_classes=classes
-        )
+        chosen = {name: getattr(self, name) for name in ("width", "stem_stride", "groups")}
+        return dataclasses.replace(MODELS[self.model], num_classes=classes, **chosen)
 
 
 # as the family this project descends from trains: the picture is whole and unwarped, one level of masks, no average
@@ -147,10 +151,10 @@ BEST: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
-    # two of best-16k side by side in one network of full width, with nothing between them: an ensemble in one file
-    "pair-16k": BEST | {
-        "width": 64, "epochs": 0, "gentle": 0.0,
-        "widen": "runs/best-16k/fold{fold}/best_model.pth,runs/best-16k-1/fold{fold}/best_model.pth",
+    # four of best-16k side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
+    "ensemble-16k": BEST | {
+        "width": 128, "groups": 4, "epochs": 0, "gentle": 0.0,
+        "widen": ",".join(f"runs/best-16k{seed}/fold{{fold}}/best_model.pth" for seed in ("", "-1", "-2", "-3")),
     },
     "resnet34-44k": PLAIN | {
         "mel": "44k", "crop_frames": 431, "epochs": 100, "lr": 5e-4, "max_lr": 2e-3, "weight_decay": 0.01,

@@ -148,7 +148,7 @@ def choose_mode(config: TrainConfig, model: nn.Module, shape: tuple[int, ...], d
     """What `config` asks for; `auto` is decided for training `model` on pictures of this shape."""
     layout = config.layout
     if layout == "auto":
-        layout = "contiguous" if config.width % 16 else "channels_last"
+        layout = "channels_last" if config.may_be_channels_last else "contiguous"
     if config.precision != "auto":
         return Mode(device, config.precision, layout)
     return fastest_mode(model, shape, device, layout)

@@ -2,7 +2,7 @@
 
 From one: Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks: every channel becomes k
 channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
-From several of equal width: side by side, with nothing between them yet. Its logits are the mean of theirs.
+From several of equal width: side by side, each in a group of its own. The logits are the mean of theirs.
 """
 
 import dataclasses
@@ -24,8 +24,7 @@ UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 
 def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """The narrow network's state in the shapes of the wide one's. Raises ValueError where they are not multiples."""
-    if missing := set(narrow) ^ set(wide):
-        raise ValueError(f"they differ in more than width, first in {min(missing)}")
+    _same_layers(narrow, wide)
     out = {}
     for key, target in wide.items():
         value = narrow[key].to(target.dtype)
@@ -42,47 +41,51 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator:
     return out
 
 
-def side_by_side(narrow: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The states of n plain networks in the shapes of the wide one's, of n times their width. Raises ValueError."""
-    n, out = len(narrow), {}
+def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states of n plain networks as that of one with n groups and n times their width. Raises ValueError."""
+    for state in members:
+        _same_layers(state, wide)
+    n, out = len(members), {}
     for key, target in wide.items():
-        parts = [state[key].to(target.dtype) for state in narrow]
-        small = parts[0].shape
+        parts = [state[key].to(target.dtype) for state in members]
+        if any(part.shape != parts[0].shape for part in parts):
+            raise ValueError(f"{key}: {' and '.join(str(tuple(part.shape)) for part in parts)} are not alike")
         if not target.ndim:  # how many batches BatchNorm has seen
             out[key] = parts[0]
-            continue
-        grows = [w == n * s for s, w in zip(small[:2], target.shape[:2], strict=True)]
-        if any(p.shape != small for p in parts) or any(
-            w not in (s, n * s) for s, w in zip(small, target.shape, strict=True)
-        ):
-            shapes = " and ".join(str(tuple(p.shape)) for p in parts)
-            raise ValueError(f"{key}: {shapes} side by side are no {tuple(target.shape)}")
-        out[key] = torch.zeros_like(target)
-        for k, part in enumerate(parts):
-            place = tuple(slice(k * s, (k + 1) * s) if g else slice(None) for s, g in zip(small, grows, strict=False))
-            out[key][place] += part if grows[0] else part / n  # what does not grow in its outputs is the last layer
+        elif parts[0].shape[0] != target.shape[0]:  # channels: each member has its own
+            out[key] = torch.cat(parts)
+        else:  # the logits, which they share
+            out[key] = torch.cat(parts, dim=1) / n if target.ndim > 1 else torch.stack(parts).mean(dim=0)
+        if out[key].shape != target.shape:
+            raise ValueError(f"{key}: {n} of {tuple(parts[0].shape)} side by side are no {tuple(target.shape)}")
     return out
 
 
-def grow(paths: Sequence[Path], fold: int, model: AudioCNN, labels: Sequence[str], mel: MelConfig, seed: int) -> list:
+def _same_layers(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> None:
+    if missing := set(narrow) ^ set(wide):
+        raise ValueError(f"they differ in more than width, first in {min(missing)}")
+
+
+def grow(
+    paths: Sequence[Path], fold: int, model: AudioCNN, labels: Sequence[str], mel: MelConfig, seed: int
+) -> list[dict[str, Any]]:
     """Give `model` what the networks at `paths` know. Returns of each its sha256, commit and recipe.
 
-    Raises CheckpointError where one is of another kind (read_narrow) or they are not of the right width.
+    Raises CheckpointError where one is of another kind (read_narrow) or they do not fit the model's width and groups.
     """
-    found = [read_narrow(path, fold, model.config, labels, mel) for path in paths]
-    states, told = [f.state_dict for f in found], " and ".join(map(str, paths))
+    groups, told = model.config.groups, " and ".join(map(str, paths))
+    if len(paths) != groups:
+        raise CheckpointError(f"{told}: --widen wants one network for each group, set --groups {len(paths)}")
+    found = [read_narrow(path, fold, model.config, labels, mel, k) for k, path in enumerate(paths)]
+    states = [checkpoint.state_dict for checkpoint in found]
     try:
-        if len(found) == 1:
+        if groups == 1:
             state = widened(states[0], model.state_dict(), torch.Generator().manual_seed(seed))
-        elif model.config.se or model.config.fpn_channels or model.config.head_hidden:
-            raise ValueError("what they say together would not be the mean: name one, or plain residual networks")
         else:
             state = side_by_side(states, model.state_dict())
     except ValueError as e:
-        widths = ", ".join(str(f.model.width) for f in found)
-        raise CheckpointError(
-            f"{told} (width {widths}) cannot be widened to {model.config.width} channels: {e}"
-        ) from e
+        widths = ", ".join(str(checkpoint.model.width) for checkpoint in found)
+        raise CheckpointError(f"{told} (width {widths}) cannot be widened to {model.config.width} channels: {e}") from e
     model.load_state_dict(state)
     return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)]
 
@@ -92,16 +95,18 @@ def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
     return {"sha256": digest, "commit": found.provenance.get("commit"), "recipe": found.recipe}
 
 
-def read_narrow(path: Path, fold: int, model: ModelConfig, labels: Sequence[str], mel: MelConfig) -> Checkpoint:
+def read_narrow(
+    path: Path, fold: int, model: ModelConfig, labels: Sequence[str], mel: MelConfig, seed: int = 0
+) -> Checkpoint:
     """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`.
 
     Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
-    follow from the clips trained on.
+    follow from the clips trained on. `seed`, one for each that is grown from, is for the advice how to make it.
     """
     if not path.exists():
         raise CheckpointError(
             f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
-            f"python -m training.train --recipe best-16k --data DIR --fold {fold} --out {path.parent}"
+            f"python -m training.train --recipe best-16k --data DIR --fold {fold} --seed {seed} --out {path.parent}"
         )
     found = load(path)
     seen = found.provenance.get("folds_trained_on")
@@ -110,6 +115,8 @@ def read_narrow(path: Path, fold: int, model: ModelConfig, labels: Sequence[str]
         raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
     if found.model.name != model.name:
         raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
+    if found.model.groups > 1:
+        raise CheckpointError(f"{path} is {found.model.groups} networks side by side already: name each of them")
     if found.model.stem_stride != model.stem_stride:
         raise CheckpointError(
             f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "

@@ -31,7 +31,7 @@ SENTENCES = {
     "waveform": "How the air swings: tall where the sound is loud, thin where it is quiet.",
     "spectrogram": "The sound as the network sees it: time runs to the right, pitch upwards, bright is loud; {zero}.",
     "conv1": "The first filters look for edges: onsets light up as upright strokes, hums as level ones.",
-    "layer1": "Close to the spectrogram still: the same strokes, cleaned and sharpened.",
+    "layer1": "Close to the spectrogram still: its strokes can be found again, each channel keeps some.",
     "layer2": "Half as fine, twice as many channels: strokes join to small shapes, a sweep or a click with its ring.",
     "layer3": "Shapes join to pieces of a sound. One cell here stands for {cell} of it.",
     "layer4": "Coarse in place, rich in meaning: one cell stands for {cell}, and whole sounds are told apart.",

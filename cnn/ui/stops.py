@@ -62,7 +62,7 @@ def stop_words(stop: str, anatomy: Anatomy, mel: MelConfig, classes: int) -> str
             f"{channels} filters, each a pattern of {size} × {size} cells, slide over the picture and answer wherever "
             "they find their pattern: a sudden start, a steady hum, a rising tone. Of each neighbourhood only the "
             f"strongest answer is kept: one cell for every {field.stride} of the picture, both ways. One filter's "
-            "answers are called a channel."
+            f"answers are called a channel.{_apart(anatomy, channels)}"
         )
     if stop == HEAD:
         last = "every level of the pyramid" if _has_pyramid(anatomy) else layers[-1]
@@ -84,9 +84,20 @@ def stop_words(stop: str, anatomy: Anatomy, mel: MelConfig, classes: int) -> str
             "Squeeze and excitation: the block looks at the mean of each of its channels and decides how far each one "
             "may come through, from 0 (shut) to 1 (open). So the same block listens differently to different sounds."
         )
+    seen = "all channels" if anatomy.groups == 1 else "all channels of their own network"
     return (
-        "Two convolutions look at 3 × 3 cells of all channels at once. What they find is added to what came in (the "
+        f"Two convolutions look at 3 × 3 cells of {seen} at once. What they find is added to what came in (the "
         "shortcut), so nothing gets lost on a long way down. ReLU then sets all that is below zero to zero."
+    )
+
+
+def _apart(anatomy: Anatomy, channels: int) -> str:
+    """What to know of channels that belong to several networks."""
+    if anatomy.groups == 1:
+        return ""
+    return (
+        f" Here {anatomy.groups} networks stand side by side: they learned apart, from other random numbers, and only "
+        f"their scores are averaged. The first {channels // anatomy.groups} channels belong to the first, and so on."
     )
 
 
@@ -100,8 +111,9 @@ def _layer_words(stop: str, anatomy: Anatomy, mel: MelConfig) -> str:
     sees = "sees the whole window" if whole else f"sees {seconds_in_words(min(field.size * hop, mel.seconds))}"
     if stop == layers[0]:
         return (
-            "Still as fine as conv1, and still close to the picture: the same strokes, cleaned and sharpened. Each "
-            f"block adds something to what it was given. One cell stands for {cell} and {sees}."
+            "Still as fine as conv1, and still close to the picture: its strokes can be found again, each channel "
+            f"keeps some. Each block adds something to what it was given. One cell stands for {cell} and "
+            f"{sees}."
         )
     if stop == layers[-1]:
         return (
