@@ -37,6 +37,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file, what is wrong and the way out."""
 
 
+class NotWritten(CheckpointError):
+    """There is no room for it, or no right to write it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     model: ModelConfig
@@ -67,7 +71,7 @@ def half(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
     """Write `path` whole or not at all: a temporary name beside it, then `os.replace`.
 
-    Raises CheckpointError when the folder cannot be written or is full; an older file there stays as it was.
+    Raises NotWritten when the folder cannot be written or is full; an older file there stays as it was.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -87,7 +91,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
         torch.save(payload, part)
         os.replace(part, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
-        raise CheckpointError(f"{path} could not be written ({e}): free some space or choose another folder") from e
+        raise NotWritten(f"{path} could not be written ({e}): free some space or choose another folder") from e
     finally:
         part.unlink(missing_ok=True)
 

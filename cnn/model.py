@@ -20,7 +20,7 @@ class ModelConfig:
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks of layer1, layer2, ...
     width: int = 64  # channels of layer1; each further layer doubles them
     stem_stride: int = 2  # s of the first convolution, (4 s - 1)^2; 4 leaves a quarter of the work to what follows
-    groups: int = 1  # networks side by side, blind to each other (a deep ensemble): the logits are the mean of theirs
+    groups: int = 1  # networks side by side, blind to each other up to the head, which adds up what they say
     se: bool = False  # squeeze-and-excitation in every block
     se_reduction: int = 16
     fpn_channels: int = 0  # of the feature pyramid; 0: no pyramid
@@ -38,7 +38,7 @@ class ModelConfig:
         if not 1 <= self.stem_stride <= 16:
             raise ValueError(f"{self.name}: stem_stride {self.stem_stride} must lie in 1..16")
         if self.groups < 1 or self.width % self.groups:
-            raise ValueError(f"{self.name}: width {self.width} cannot be shared out among groups of {self.groups}")
+            raise ValueError(f"{self.name}: width {self.width} cannot be shared out among {self.groups} groups")
         if self.groups > 1 and (self.se or self.fpn_channels or self.head_hidden):
             raise ValueError(f"{self.name}: gates, a pyramid or hidden layers of the head see all channels: no groups")
         if self.fpn_channels < 0 or self.se_reduction < 1:

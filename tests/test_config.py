@@ -30,6 +30,9 @@ from training.widen import read_narrow
         ("widen", "runs/fold{fold", "nothing but {fold}"),
         ("epochs", 0, "epochs must be positive where nothing is grown from"),
         ("epochs", -1, "epochs must be 0 or more, not -1"),
+        ("widen", "A,B", "widen names 2 to grow from, and groups is 1: .* groups to 2 and width to theirs together"),
+        ("groups", 3, "width 64 cannot be shared out among 3 groups"),
+        ("stem_stride", 17, "must lie in 1..16"),
         ("schedule", "linear", "schedule 'linear' is unknown; known are onecycle, cosine"),
     ],
 )
@@ -82,14 +85,19 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     small = ModelConfig(width=2, num_classes=3, depths=(1, 1, 1, 1))
     state = AudioCNN(small).state_dict()
 
-    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels):
-        wide = dataclasses.replace(small, width=4, num_classes=len(labels))
-        return read_narrow(path, 2, wide, labels, mel)
+    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels, **fields):
+        return read_narrow(path, config.make(**{"recipe": "resnet34-16k", "fold": 2} | fields), labels, mel, seed=1)
 
-    with pytest.raises(CheckpointError, match=r"not exist: --widen PATH .* --fold 2 --seed 0 --out .*/fold2$"):
-        read()
+    for fields, of in (
+        ({"width": 8}, "resnet34-16k --width 4 --seed 1"),
+        ({"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 1 --classes esc10"),
+    ):
+        with pytest.raises(CheckpointError, match=f"not exist: --widen .* --recipe {of} .* --fold 2 --out .*/fold2$"):
+            read(**fields)
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
     assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels
+    with pytest.raises(CheckpointError, match=r"--inner-share 0.1 keeps aside \(its own was 0\).* set --inner-share 0"):
+        read(inner_share=0.1)
     with pytest.raises(CheckpointError, match="knows 3 classes that are not the 4 of this run: set --classes"):
         read(labels=(*labels, "cow"))
     with pytest.raises(CheckpointError, match="not the 3 of this run"):

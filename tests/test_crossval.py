@@ -148,6 +148,11 @@ def test_folds_of_other_settings_or_data_are_not_mixed(
 ):
     monkeypatch.setattr(crossval, "train", no_training)
     assert command(tone_data, copy, "--checkpoint-every=3", "--no-robustness") == 0  # this changes no result
+    record = copy / "runs" / "fold1" / "fold.json"
+    told = json.loads(record.read_text())
+    del told["config"]["groups"]  # begun before there was this field
+    record.write_text(json.dumps(told))
+    assert command(tone_data, copy, "--no-robustness") == 0
     assert command(tone_data, copy, "--max-lr=0.5", folds="5") == 1
     assert re.search(r"max_lr 0\.002 -> 0\.5\): use those", capsys.readouterr().err)
     other = tmp_path / "other"

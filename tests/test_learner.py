@@ -248,7 +248,7 @@ def test_networks_side_by_side_say_the_mean_of_what_they_say_and_stay_apart():
 
 
 def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
-    narrow, path = network(4), tmp_path / "best_model.pth"
+    narrow, path, ours = network(4), tmp_path / "best_model.pth", config.make("resnet34-16k")
     labels, mel = ("dog", "rain", "rooster"), MelConfig()
 
     def saved(**provenance) -> Path:
@@ -266,9 +266,9 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no multiple of"):
         widened(network(4).state_dict(), network(6).state_dict(), torch.Generator())
     with pytest.raises(CheckpointError, match="does not say which folds"):
-        read_narrow(saved(), 5, narrow.config, labels, mel)
+        read_narrow(saved(), ours, labels, mel)
     with pytest.raises(CheckpointError, match="was trained on fold 5"):
-        read_narrow(saved(folds_trained_on=[1, 5]), 5, narrow.config, labels, mel)
-    assert read_narrow(saved(folds_trained_on=[1]), 5, narrow.config, labels, mel).model == narrow.config
+        read_narrow(saved(folds_trained_on=[1, 5]), ours, labels, mel)
+    assert read_narrow(saved(folds_trained_on=[1]), ours, labels, mel).model == narrow.config
     with pytest.raises(CheckpointError, match="is a resnet34, not a se_fpn"):
-        read_narrow(path, 5, ModelConfig(name="se_fpn"), labels, mel)
+        read_narrow(path, config.make("resnet34-16k", model="se_fpn"), labels, mel)

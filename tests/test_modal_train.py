@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from cnn import checkpoint
 from tests.standins.hub_standin import hub_standin
@@ -118,6 +119,30 @@ def test_a_full_volume_is_told_and_what_may_pass_is_tried_again(monkeypatch):
 
 
 @local
+def test_a_volume_that_fills_up_is_told_without_advice_to_forget_the_run(commits: list[set[str]], monkeypatch):
+    config, save = configs.make("resnet34-16k", **SMALL), torch.save
+
+    def full(*args, **_) -> None:
+        if len(commits) < 2:
+            return save(*args)
+        raise RuntimeError("file write failed")  # what torch's zip writer makes of ENOSPC
+
+    monkeypatch.setattr(torch, "save", full)
+    told = modal_train.run.local(config, "mine", "")["error"]
+    assert "volume esc-model is full" in told and "runs/mine is kept, and goes on" in told
+    assert "-r esc-model runs" not in told and "--resume" not in told
+
+
+@local
+def test_a_member_that_is_not_there_is_told_with_the_command_that_makes_it(commits: list[set[str]]):
+    config = modal_train.settings({"recipe": "ensemble-16k", "fold": 3})
+    config = dataclasses.replace(config, widen=config.widen.replace("/mnt/esc-model", str(modal_train.MODELS)))
+    told = modal_train.fold.local(config, "ensemble-16k", False)
+    assert "crossval/best-16k/fold3/best_model.pth, the network to grow from, is not in volume esc-model" in told
+    assert told.endswith("::crossval --recipe best-16k --width 32 --seed 0 --name best-16k")
+
+
+@local
 def test_what_was_downloaded_of_esc50_is_kept_when_the_line_breaks(monkeypatch, tmp_path: Path):
     order = []
 
@@ -145,12 +170,13 @@ def test_every_field_is_a_flag_and_a_wrong_value_is_one_sentence():
         f"/mnt/esc-model/crossval/best-16k{seed}/fold{{fold}}/best_model.pth" for seed in ("", "-1", "-2", "-3")
     )
     mine = "runs/best-16k-fold5/best_model.pth"
-    assert modal_train.settings(wide | {"widen": mine}).widen == f"/mnt/esc-model/{mine}"
-    two = {"widen": f"{mine},{mine}"}
+    assert modal_train.settings(wide | {"widen": mine, "groups": 1}).widen == f"/mnt/esc-model/{mine}"
+    two = {"widen": f"{mine},{mine}", "groups": 2}
     assert modal_train.settings(wide | two).widen == f"/mnt/esc-model/{mine},/mnt/esc-model/{mine}"
     assert modal_train.settings(wide | {"widen": "", "epochs": 1}).widen == ""
-    with pytest.raises(SystemExit, match="error: epochs must be positive"), modal_train.in_words():
-        modal_train.settings({"epochs": 0})
+    for wrong, told in (({"epochs": 0}, "epochs must be positive"), ({"groups": 3}, "width 64 cannot be shared out")):
+        with pytest.raises(SystemExit, match=f"error: .*{told}"), modal_train.in_words():
+            modal_train.settings(wrong)
     with pytest.raises(SystemExit, match="error: --name '../../etc'"), modal_train.in_words():
         modal_train.plain("../../etc")
 

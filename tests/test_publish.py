@@ -114,8 +114,12 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     for words in ("| grown from | a network of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
         assert words in text
     assert "grown from a narrower one and" in text
-    both = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown, grown]}), weights, "a/b")
-    assert "grown from 2 narrower ones side by side and" in both and both.count("| grown from |") == 2
+    two = [grown, grown | {"recipe": grown["recipe"] | {"seed": 1}}]
+    still = dataclasses.replace(kept, recipe=kept.recipe | {"epochs": 0}, provenance=ORIGIN | {"grown_from": two})
+    both = card(still, weights, "a/b")
+    assert "grown from 2 narrower ones side by side |" in both and both.count("| grown from |") == 2
+    assert "at most 720 epochs, seed 1, commit" in both and "`best-16k`, no training of its own; every" in both
+    assert "- One fold and 2 seeds: a point" in both
     assert "from scratch" not in text and "One fold and" not in text and "- One seed: a point" in text
 
 

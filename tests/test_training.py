@@ -279,6 +279,7 @@ def test_other_data_does_not_continue_a_run(data: Path, tmp_path: Path):
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     assert train(run, copied(data, tmp_path / "same"), tmp_path / "moved", resume=True)  # the same clips elsewhere
     old = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+    del old["config"]["groups"]  # from before there was this field
     assert old["provenance"]["computed"]["precision"] == "fp32"
     del old["provenance"]["data_sha256"]  # as states were before
     torch.save(old, tmp_path / "run" / "resume.pt")
@@ -381,8 +382,9 @@ def test_the_inherited_recipes_are_to_the_letter():
 
 @pytest.mark.parametrize("recipe", list(config.RECIPES))
 def test_every_recipe_runs(recipe: str, data: Path, tmp_path: Path):
-    small = {"width": 2, "batch_size": 4, "precision": "fp32", "epochs": 2, "checkpoint_every": 1, "widen": ""}
-    result = train(config.make(recipe, **small | {"inner_share": 0.4}), data, tmp_path)
+    small = {"batch_size": 4, "precision": "fp32", "epochs": 2, "checkpoint_every": 1, "widen": "", "inner_share": 0.4}
+    width = 2 * config.RECIPES[recipe].get("groups", 1)
+    result = train(config.make(recipe, width=width, **small), data, tmp_path)
     found = checkpoint.load(result.checkpoint)
     assert found.recipe["recipe"] == recipe and found.model.name == config.make(recipe).model
     assert len(set(result.losses)) == len(result.losses) > 1 and all(map(np.isfinite, result.losses))
@@ -406,8 +408,12 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     assert result.losses == () and len(checkpoint.load(result.checkpoint).provenance["grown_from"]) == 2
     with pytest.raises(checkpoint.CheckpointError, match=r"4, 4\) cannot be widened to 12 channels: .* side by side"):
         train(dataclasses.replace(twice, width=12), data, tmp_path / "odd")
-    with pytest.raises(checkpoint.CheckpointError, match="one network for each group, set --groups 2"):
-        train(dataclasses.replace(twice, groups=1), data, tmp_path / "odd")
+    fewer = train(config.make("resnet34-16k", **SMALL, inner_share=0.4), data, tmp_path / "fewer").checkpoint
+    alike, mixed = (dataclasses.replace(twice, widen=f"{one},{fewer}") for one in (fewer, narrow.checkpoint))
+    made = checkpoint.load(train(alike, data, tmp_path / "alike").checkpoint)
+    assert made.mel == checkpoint.load(fewer).mel != wide.mel  # as they were fed, not as the clips at hand would be
+    with pytest.raises(checkpoint.CheckpointError, match="learned from other clips than each other"):
+        train(mixed, data, tmp_path / "odd")
     one_more = dataclasses.replace(grown, width=16, widen=str(result.checkpoint))
     with pytest.raises(checkpoint.CheckpointError, match="is 2 networks side by side already: name each of them"):
         train(one_more, data, tmp_path / "odd")

@@ -108,12 +108,11 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
         rows.append(("trained on", f"folds {folds}; {held_out}"))
     for grown in source.get("grown_from", ()):
         before = grown.get("recipe") or {}
-        made = f"`{before.get('recipe')}`, at most {before.get('epochs')} epochs, commit `{grown.get('commit')}`"
+        made = f"{_run(before)}, commit `{grown.get('commit')}`"
         rows.append(("grown from", f"a network of width {before.get('width')} that had not learned from that fold "
                      f"either: {made}, sha256 `{grown.get('sha256')}`"))  # fmt: skip
     if recipe:
-        made = f"`{recipe.get('recipe')}`, at most {recipe.get('epochs')} epochs, seed {recipe.get('seed')}; "
-        rows.append(("recipe", f"{made}every setting is in `config.json`"))
+        rows.append(("recipe", f"{_run(recipe)}; every setting is in `config.json`"))
     if source.get("warnings"):
         rows.append(("departures", "; ".join(source["warnings"])))
     if "commit" in source:
@@ -122,6 +121,12 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
     rows.append(("file", f"`best_model.pth`, {size:.1f} MB, weights and plain values only, sha256 `{digest}`"))
     name = f"{checkpoint.model.name}, {mel.sample_rate / 1000:g} kHz"
     return f"## {_cell(name)}\n\nNames everyday sounds. **For non-commercial use.**\n\n{_table(('', ''), rows)}"
+
+
+def _run(recipe: dict[str, Any]) -> str:
+    if not recipe.get("epochs"):
+        return f"`{recipe.get('recipe')}`, no training of its own"
+    return f"`{recipe.get('recipe')}`, at most {recipe['epochs']} epochs, seed {recipe.get('seed')}"
 
 
 def _network(checkpoint: Checkpoint) -> str:
@@ -186,7 +191,9 @@ def _limits(checkpoint: Checkpoint, *, measured: bool, folds: int) -> str:
     """`folds`: how many the results beside the file's own are of."""
     percentages = "" if checkpoint.calibration else " Its percentages are not calibrated."
     holds_up = "is measured above" if measured else "`python -m training.robustness` measures"
-    luck = "One seed" if folds > 1 else "One fold and one seed"
+    seeds = {(grown.get("recipe") or {}).get("seed") for grown in checkpoint.provenance.get("grown_from", ())}
+    luck = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    luck = luck.capitalize() if folds > 1 else f"One fold and {luck}"
     return f"""## What it cannot do
 
 - It knows {len(checkpoint.labels)} classes and names one of them, whatever it hears (silence apart).{percentages}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cnn.checkpoint import SINCE
 from cnn.mel import MELS
 from cnn.model import MODELS, ModelConfig
 
@@ -118,13 +119,20 @@ class TrainConfig:
             raise ValueError("epochs must be positive where nothing is grown from: it would be noise")
         if set("{}") & set(self.widen.replace("{fold}", "")):
             raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
+        if self.widen and (named := len(self.widen.split(","))) != self.groups:
+            width = "theirs together" if named > 1 else "a multiple of its own"
+            raise ValueError(f"widen names {named} to grow from, and groups is {self.groups}: one for each is needed, "
+                             f"so set groups to {named} and width to {width}")  # fmt: skip
         if self.layout == "channels_last" and not self.may_be_channels_last:
             raise ValueError(f"layout channels_last needs a width that 16 divides (in every group), not {self.width}: "
                              "torch 2.14.1 writes beyond its memory in the backward pass otherwise")  # fmt: skip
+        if self.patience and not self.epochs:
+            raise ValueError("patience needs epochs to choose from: set it to 0 where nothing is learned any more")
         if self.patience and not self.inner_share:
             raise ValueError("patience needs an inner_share of the recordings to validate on, say 0.1")
         if not 0 < self.stretch_min <= self.stretch_max:
             raise ValueError(f"0 < stretch_min <= stretch_max is needed, not {self.stretch_min}, {self.stretch_max}")
+        self.network(classes=1)  # what it refuses is told now
 
     @property
     def may_be_channels_last(self) -> bool:
@@ -157,15 +165,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "widen": ",".join(f"runs/best-16k{seed}/fold{{fold}}/best_model.pth" for seed in ("", "-1", "-2", "-3")),
     },
     "resnet34-44k": PLAIN | {
-        "mel": "44k", "crop_frames": 431, "epochs": 100, "lr": 5e-4, "max_lr": 2e-3, "weight_decay": 0.01,
-        "label_smoothing": 0.1, "mixup": 0.3, "mixup_alpha": 0.2, "freq_masks": 1, "time_masks": 1,
-        "freq_mask_bins": 30, "time_mask_frames": 80, "batch_size": 32,
+        "mel": "44k", "crop_frames": 431, "epochs": 100, "weight_decay": 0.01, "mixup": 0.3, "mixup_alpha": 0.2,
+        "freq_masks": 1, "time_masks": 1, "freq_mask_bins": 30, "time_mask_frames": 80, "batch_size": 32,
     },
     "se-fpn-22k": PLAIN | {
-        "model": "se_fpn", "mel": "22k", "crop_frames": 216, "epochs": 150, "schedule": "cosine", "lr": 5e-4,
-        "weight_decay": 0.05, "clip_norm": 1.0, "label_smoothing": 0.15, "mixup": 0.5, "mixup_alpha": 0.4,
-        "freq_masks": 2, "freq_mask_bins": 27, "time_masks": 2, "time_mask_frames": 50, "batch_size": 32,
-        "inner_share": 0.1, "patience": 25,
+        "model": "se_fpn", "mel": "22k", "crop_frames": 216, "epochs": 150, "schedule": "cosine", "weight_decay": 0.05,
+        "clip_norm": 1.0, "label_smoothing": 0.15, "mixup": 0.5, "mixup_alpha": 0.4, "freq_mask_bins": 27,
+        "time_mask_frames": 50, "batch_size": 32, "inner_share": 0.1, "patience": 25,
     },
 }  # fmt: skip
 # Fields of the two inherited recipes that their description leaves open and this project chose; the dropouts of
@@ -189,7 +195,11 @@ def make(recipe: str, **fields: Any) -> TrainConfig:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str] = ()) -> str:
-    """'lr 0.1 -> 0.2, ...' for every field of either configuration but the free ones; '' where there is none."""
+    """'lr 0.1 -> 0.2, ...' for every field of either configuration but the free ones; '' where there is none.
+
+    What was recorded before a field existed was computed with the value that checkpoint.SINCE gives it.
+    """
+    theirs, ours = SINCE["model"] | {**theirs}, SINCE["model"] | {**ours}
     changed = [k for k in sorted({*theirs, *ours} - {*free}) if theirs.get(k) != ours.get(k)]
     return ", ".join(f"{k} {theirs.get(k)!r} -> {ours.get(k)!r}" for k in changed)
 
@@ -217,7 +227,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _defaults(field: dataclasses.Field) -> str:
-    """'default: 90; best-16k: 720; ...', every recipe named that has another."""
+    """'default: 90; best-16k: 400; ...', every recipe named that has another."""
     others = {recipe: preset[field.name] for recipe, preset in RECIPES.items() if field.name in preset}
     told = {"default": field.default} | {k: v for k, v in others.items() if v != field.default}
     return "; ".join(f"{k}: {str(v).lower() if field.type is bool else repr(v)}" for k, v in told.items())

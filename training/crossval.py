@@ -31,7 +31,7 @@ from training.data import DataError, in_folds, read_rows
 from training.evaluate import answers, recompute, write_predictions, write_whole
 from training.logs import Logger, TensorBoard
 from training.report import page
-from training.state import FREE, TrainingError, alone_in, fingerprint
+from training.state import FREE, NotWritten, TrainingError, alone_in, fingerprint
 from training.train import train
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -377,8 +377,8 @@ def _room_in(folder: Path, flag: str) -> Iterator[None]:
     except OSError as e:
         if e.filename is not None and folder not in Path(e.filename).parents:
             raise
-        raise TrainingError(f"{e.filename or folder}: {e.strerror or e}: check the room and the permissions there and "
-                            f"give the same command again, or choose another {flag}") from e  # fmt: skip
+        raise NotWritten(f"{e.filename or folder}: {e.strerror or e}: check the room and the permissions there and "
+                         f"give the same command again, or choose another {flag}") from e  # fmt: skip
 
 
 def _writable(folder: Path, flag: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from training.config import TrainConfig
-from training.state import TrainingError
+from training.state import NotWritten, TrainingError
 
 
 class Logger(Protocol):
@@ -57,7 +57,7 @@ class NullLogger:
 
 
 class TensorBoard:
-    """Event files in `folder`; `tensorboard --logdir` shows them. Raises TrainingError where they cannot be written."""
+    """Event files in `folder`; `tensorboard --logdir` shows them. Raises NotWritten where they cannot be."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class TensorBoard:
         try:
             yield
         except OSError as e:
-            raise TrainingError(
+            raise NotWritten(
                 f"{self.folder} could not be written ({e}): free some space, make the folder writable or choose "
                 "another folder; what resume.pt holds goes on with --resume"
             ) from e

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import modal
 from modal.exception import ConflictError, NotFoundError
 
+from cnn import checkpoint
 from cnn.audio import AudioError
 from cnn.checkpoint import NAMES, CheckpointError
 from training import config as configs
@@ -39,7 +40,8 @@ from training.data import DataError
 from training.evaluate import write_whole
 from training.logs import TensorBoard
 from training.publish import PublishError, commands, publish
-from training.state import TrainingError, commit
+from training.state import NotWritten, TrainingError, commit
+from training.widen import Missing
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, MODELS = Path("/mnt/esc50"), Path("/mnt/esc-model")  # where the volumes are mounted
@@ -101,10 +103,8 @@ def run(config: TrainConfig, name: str, repo: str) -> dict[str, Any]:
         os.replace(part, MODELS / NAMES[0])
         models.commit()
         return {"accuracy": result.accuracy, "pinned": publish(result.checkpoint, repo) if repo else ""}
-    except MENDABLE as e:
+    except (*MENDABLE, OSError) as e:
         return {"error": in_the_words_of_modal(e, out)}
-    except OSError as e:
-        return {"error": no_room(e)}
 
 
 @app.function(**COMPUTING)
@@ -113,10 +113,8 @@ def fold(config: TrainConfig, name: str, robust: bool) -> str:
     runs = MODELS / "crossval" / name
     try:
         run_fold(config, DATA, runs, on_checkpoint=models.commit, robust=robust)
-    except MENDABLE as e:
+    except (*MENDABLE, OSError) as e:
         return in_the_words_of_modal(e, runs)
-    except OSError as e:
-        return no_room(e)
     return ""
 
 
@@ -131,25 +129,34 @@ def collect(name: str, repo: str) -> dict[str, Any]:
         answer["files"] = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
         if repo:
             answer["pinned"] = publish(runs / f"fold{SHIPPED}" / NAMES[0], repo, results=out / "results.json")
-    except MENDABLE as e:
+    except (*MENDABLE, OSError) as e:
         answer["error"] = in_the_words_of_modal(e, runs)
     return answer
 
 
 def in_the_words_of_modal(error: Exception, folder: Path) -> str:
+    """What the sender of the command can do. Raises what may pass, such as a disk's faults: Modal tries again."""
     place = folder.relative_to(MODELS)
+    if isinstance(error, (OSError, NotWritten, checkpoint.NotWritten)):
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno != errno.ENOSPC:
+            raise error
+        return (
+            "volume esc-model is full: remove what you do not need with modal volume rm, then give the command again; "
+            f"what is in {place} is kept, and goes on from its last checkpoint"
+        )
+    if isinstance(error, Missing):
+        there = error.path.relative_to(MODELS)
+        entry, name = ("crossval", there.parts[1]) if there.parts[0] == "crossval" else ("train", there.parent.name)
+        return (
+            f"{there}, the network to grow from, is not in volume esc-model: name another with --widen, or make it: "
+            f"modal run training/modal_train.py::{entry} {error.settings} --name {name}"
+        )
     if isinstance(error, TrainingError):
         return f"{error} (on Modal: another --name, or forget this one, modal volume rm -r esc-model {place})"
     if isinstance(error, PublishError):
         return f"{error}; what was trained is kept in {place} of volume esc-model, the same command publishes it"
     return str(error)
-
-
-def no_room(error: OSError) -> str:
-    """Of a full volume. Whatever else is wrong with a disk may pass: raised again, and Modal tries again."""
-    if error.errno != errno.ENOSPC:
-        raise error
-    return "volume esc-model is full: remove what you do not need with modal volume rm, then give the command again"
 
 
 # --- on this machine

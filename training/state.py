@@ -30,6 +30,10 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message says where it stands and the way out."""
 
 
+class NotWritten(TrainingError):
+    """What the run leaves behind finds no room, or no right to be written."""
+
+
 @contextmanager
 def alone_in(out: Path, ranks: Ranks = ALONE) -> Iterator[None]:
     """Hold `out` for this run: two would write each other's checkpoints. A run that was killed holds nothing.
@@ -55,7 +59,7 @@ def alone_in(out: Path, ranks: Ranks = ALONE) -> Iterator[None]:
 
 
 def write(state: dict[str, Any], path: Path) -> None:
-    """The file whole or not at all. Raises TrainingError; an older file there stays as it was."""
+    """The file whole or not at all. Raises NotWritten; an older file there stays as it was."""
     part = path.with_suffix(".part")
     try:
         torch.save({"format": FORMAT, **state}, part)
@@ -64,7 +68,7 @@ def write(state: dict[str, Any], path: Path) -> None:
         os.replace(part, path)
     except (OSError, RuntimeError) as e:  # torch's zip writer reports a full disk as RuntimeError
         there = "; the last good one is still there" if path.exists() else ""
-        raise TrainingError(
+        raise NotWritten(
             f"{path} could not be written ({e}){there}: free some space or make the folder writable"
             f"{', then go on with --resume' if there else ''}"
         ) from e
@@ -82,12 +86,12 @@ def room(network: int, patience: bool) -> int:
 
 
 def check_room(path: Path, network: int, patience: bool) -> None:
-    """Raises TrainingError where the run would not fit; a state there at `path` already has a part of its room."""
+    """Raises NotWritten where the run would not fit; a state there at `path` already has a part of its room."""
     there = path.stat().st_size if path.exists() else 0
     need, free = room(network, patience) - there, shutil.disk_usage(path.parent).free
     if free < need:
-        raise TrainingError(f"{path.parent} has {free / 1e6:.0f} MB left, this run needs {need / 1e6:.0f} MB: free "
-                            "some space or choose another folder")  # fmt: skip
+        raise NotWritten(f"{path.parent} has {free / 1e6:.0f} MB left, this run needs {need / 1e6:.0f} MB: free "
+                         "some space or choose another folder")  # fmt: skip
 
 
 def read(path: Path, config: TrainConfig) -> dict[str, Any]:

@@ -95,9 +95,8 @@ def train(
         model = AudioCNN(model_config)
     ranks.agreed(lambda: state.check_room(state_file, _bytes(model), config.patience > 0))
     grown_from = []
-    if config.widen and not found:
-        sources = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",")]
-        grown_from = grow(sources, config.fold, model, labels, mel, config.seed)
+    if config.widen and not (found and config.epochs):
+        grown_from, grown_mel = grow(config, model, labels, mel)
     db, lowest_rate = load_db(rows, mel)  # all folds, so that five runs share one cache
     fingerprint = ranks.agreed(lambda: state.fingerprint(rows))
     if found:
@@ -109,7 +108,7 @@ def train(
             f"nothing above {lowest_rate / 2000:g} kHz is learned, and sounds that have it are out of domain"
         )
         logger.text(f"warning: {warnings[-1]}")
-    mel = _standardised(db, trained, mel)
+    mel = _standardised(db, trained, mel) if config.epochs else grown_mel
     targets = torch.tensor([labels.index(r.label) for r in rows])
     front_end = LogMel(mel)
     feed = Feed(db, trained, targets, len(labels), front_end, config)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
-from cnn.model import AudioCNN, ModelConfig
-from training.config import differences
+from cnn.model import AudioCNN
+from training.config import TrainConfig, differences
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 
@@ -67,27 +67,32 @@ def _same_layers(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> No
 
 
 def grow(
-    paths: Sequence[Path], fold: int, model: AudioCNN, labels: Sequence[str], mel: MelConfig, seed: int
-) -> list[dict[str, Any]]:
-    """Give `model` what the networks at `paths` know. Returns of each its sha256, commit and recipe.
+    config: TrainConfig, model: AudioCNN, labels: Sequence[str], mel: MelConfig
+) -> tuple[list[dict[str, Any]], MelConfig]:
+    """Give `model` what the networks that `config.widen` names know.
 
-    Raises CheckpointError where one is of another kind (read_narrow) or they do not fit the model's width and groups.
+    Returns of each its sha256, commit and recipe, and `mel` with the mean and standard deviation of the first: where
+    nothing is learned any more (epochs 0), these go on holding, and all must have the same. Raises CheckpointError
+    where one is of another kind (read_narrow) or they do not fit the model's width.
     """
-    groups, told = model.config.groups, " and ".join(map(str, paths))
-    if len(paths) != groups:
-        raise CheckpointError(f"{told}: --widen wants one network for each group, set --groups {len(paths)}")
-    found = [read_narrow(path, fold, model.config, labels, mel, k) for k, path in enumerate(paths)]
+    paths = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",")]
+    found = [read_narrow(path, config, labels, mel, k) for k, path in enumerate(paths)]
+    told, widths = " and ".join(map(str, paths)), [checkpoint.model.width for checkpoint in found]
+    if not config.epochs and len({(checkpoint.mel.mean, checkpoint.mel.std) for checkpoint in found}) > 1:
+        raise CheckpointError(f"{told} learned from other clips than each other: side by side, with --epochs 0, they "
+                              "could not be fed alike; train them with the same --data and --inner-share")  # fmt: skip
     states = [checkpoint.state_dict for checkpoint in found]
     try:
-        if groups == 1:
-            state = widened(states[0], model.state_dict(), torch.Generator().manual_seed(seed))
+        if config.groups == 1:
+            state = widened(states[0], model.state_dict(), torch.Generator().manual_seed(config.seed))
         else:
             state = side_by_side(states, model.state_dict())
     except ValueError as e:
-        widths = ", ".join(str(checkpoint.model.width) for checkpoint in found)
-        raise CheckpointError(f"{told} (width {widths}) cannot be widened to {model.config.width} channels: {e}") from e
+        told = f"{told} (width {', '.join(map(str, widths))})"
+        raise CheckpointError(f"{told} cannot be widened to {model.config.width} channels: {e}") from e
     model.load_state_dict(state)
-    return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)]
+    shared = dataclasses.replace(mel, mean=found[0].mel.mean, std=found[0].mel.std)
+    return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)], shared
 
 
 def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
@@ -95,24 +100,40 @@ def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
     return {"sha256": digest, "commit": found.provenance.get("commit"), "recipe": found.recipe}
 
 
-def read_narrow(
-    path: Path, fold: int, model: ModelConfig, labels: Sequence[str], mel: MelConfig, seed: int = 0
-) -> Checkpoint:
-    """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on `fold`.
+class Missing(CheckpointError):
+    """A network to grow from does not exist."""
+
+    def __init__(self, path: Path, config: TrainConfig, seed: int) -> None:
+        recipe = "best-16k" if config.recipe == "ensemble-16k" else config.recipe  # of what lacks
+        width = config.width // config.groups if config.groups > 1 else max(config.width // 2, 1)
+        self.path = path
+        self.settings = f"--recipe {recipe} --width {width} --seed {seed}"
+        self.settings += f" --classes {config.classes}" * (config.classes != TrainConfig.classes)
+        super().__init__(
+            f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
+            f"python -m training.train {self.settings} --data DIR --fold {config.fold} --out {path.parent}"
+        )
+
+
+def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: MelConfig, seed: int = 0) -> Checkpoint:
+    """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on clips that
+    `config` keeps from its training: those of its fold, or those of its inner share.
 
     Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
     follow from the clips trained on. `seed`, one for each that is grown from, is for the advice how to make it.
     """
     if not path.exists():
-        raise CheckpointError(
-            f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
-            f"python -m training.train --recipe best-16k --data DIR --fold {fold} --seed {seed} --out {path.parent}"
-        )
-    found = load(path)
+        raise Missing(path, config, seed)
+    found, model = load(path), config.network(len(labels))
     seen = found.provenance.get("folds_trained_on")
-    if seen is None or fold in seen:
-        told = "does not say which folds it was trained on" if seen is None else f"was trained on fold {fold}"
-        raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {fold}")
+    if seen is None or config.fold in seen:
+        told = "does not say which folds it was trained on" if seen is None else f"was trained on fold {config.fold}"
+        raise CheckpointError(f"{path} {told}: a network grown from it could not be tested on fold {config.fold}")
+    if (aside := found.recipe.get("inner_share", 0.0)) < config.inner_share:
+        raise CheckpointError(
+            f"{path} learned from recordings that --inner-share {config.inner_share:g} keeps aside (its own was "
+            f"{aside:g}): train it with the same, or set --inner-share {aside:g}"
+        )
     if found.model.name != model.name:
         raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
     if found.model.groups > 1:

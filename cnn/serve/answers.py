@@ -233,6 +233,8 @@ def anatomy(told: dict[str, Any]) -> Anatomy:
     for n in (*found.picture, found.parameters, found.multiply_adds):
         _count(n)
     _require(len(found.picture) == 2, "picture")
+    _require(type(found.groups) is int and found.groups > 0, "groups")
+    _require(found.parts[0].shape[0] % found.groups == 0, "groups")
     return found
 
 
@@ -248,9 +250,9 @@ def _part(part: Part) -> None:
 
 
 def kernels(told: dict[str, Any], count: int) -> np.ndarray:
-    """(C, 7, 7), of which C is `count`."""
+    """(C, k, k), of which C is `count`; k is 7 where the first convolution takes steps of two cells."""
     found = _matrix(told)
-    _require(found.shape == (count, 7, 7), "kernels")
+    _require(found.ndim == 3 and found.shape == (count, *found.shape[1:2] * 2) and found.shape[1] <= MOST, "kernels")
     return found
 
 

@@ -96,8 +96,8 @@ def _apart(anatomy: Anatomy, channels: int) -> str:
     if anatomy.groups == 1:
         return ""
     return (
-        f" Here {anatomy.groups} networks stand side by side: they learned apart, from other random numbers, and only "
-        f"their scores are averaged. The first {channels // anatomy.groups} channels belong to the first, and so on."
+        f" Here {anatomy.groups} networks stand side by side: none sees a channel of another, and only what they say "
+        f"in the end is added up. The first {channels // anatomy.groups} channels belong to the first, and so on."
     )
 
 

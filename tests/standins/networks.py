@@ -16,7 +16,7 @@ from cnn.model import SE_FPN, AudioCNN
 
 def gated_network(folder: Path) -> Classifier:
     """Squeeze-and-excitation, a pyramid and a deep head, untrained; its file and its atlas lie in `folder`."""
-    config = replace(SE_FPN, width=4, depths=(1, 1, 1, 1), fpn_channels=8, head_hidden=(16, 8))
+    config = replace(SE_FPN, width=4, stem_stride=4, depths=(1, 1, 1, 1), fpn_channels=8, head_hidden=(16, 8))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         state = AudioCNN(config).state_dict()
