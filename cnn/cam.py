@@ -12,7 +12,7 @@ map of 'why B and not A'; LayerCAM is not. It also follows the tap's own strengt
 map changes least (tests/test_cam.py measures it, after Adebayo et al. 2018, arXiv 1810.03292).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -37,13 +37,19 @@ _MAPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "gradcam": _gradcam,
 }
 METHODS = tuple(_MAPS)
+PYRAMID = "fpn.p1"  # the finest level, if there is one
 
 
 def taps(classifier: Classifier) -> list[str]:
-    """Where a map is worth looking at: fine enough to tell sounds apart, deep enough to know classes. layer2, layer3
-    and the finest level of a pyramid; the last stage of a network that has none of these."""
-    there = [tap for tap in ("layer2", "layer3", "fpn.p1") if tap in classifier.model.taps]
-    return there or [classifier.model.stages[-1]]
+    """Where a map is worth looking at, the finest first."""
+    model = classifier.model
+    return worth({tap: model.taps[tap].stride for tap in (*model.stages, PYRAMID) if tap in model.taps})
+
+
+def worth(strides: Mapping[str, int]) -> list[str]:
+    """Of these taps and their strides those that are fine enough to tell sounds apart and deep enough to know classes:
+    stages whose cells stand for 8 to 16 places of the picture, and the finest level of a pyramid; else the last."""
+    return [tap for tap, stride in strides.items() if 8 <= stride <= 16 or tap == PYRAMID] or [*strides][-1:]
 
 
 def cam(

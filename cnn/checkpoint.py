@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,17 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)  # of this very file
     recipe: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # data, licence, folds trained on and held out, versions
+
+    @cached_property
+    def parameter_count(self) -> int:
+        with torch.device("meta"):  # shapes without memory
+            return AudioCNN(self.model).parameter_count
+
+    @property
+    def network(self) -> str:
+        """What it is, for people: 'resnet34, 21.3 M parameters, 16 kHz'."""
+        millions = f"{self.parameter_count / 1e6:.1f} M parameters"
+        return f"{self.model.title}, {millions}, {self.mel.sample_rate / 1000:g} kHz"
 
     def build(self) -> AudioCNN:
         """The network with these weights, float32, in evaluation mode."""

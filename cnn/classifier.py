@@ -127,7 +127,7 @@ class Classifier:
     @property
     def network(self) -> str:
         """What it is, for people: 'resnet34, 21.3 M parameters, 16 kHz'."""
-        return f"{self.config.name}, {self.parameter_count / 1e6:.1f} M parameters, {self.mel.sample_rate / 1000:g} kHz"
+        return self.checkpoint.network
 
     @property
     def stage_taps(self) -> list[str]:

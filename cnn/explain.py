@@ -29,7 +29,7 @@ from cnn.pictures import Scale, evidence, hertz_in_words, percent
 from cnn.spectrum import between, split
 
 METHODS = (*cam.METHODS, "perturbation")
-DEFAULT_METHOD, DEFAULT_TAP = "perturbation", "layer2"
+DEFAULT_METHOD = "perturbation"
 STRONGEST, FAINTEST = 0.2, 0.1  # of a map: the share of its places that count in full; the least that does, of the most
 RANDOM = 3  # random masks that the evidence must beat; odd, so that one of them is the median
 MARGIN = 0.2  # of probability, by which it must
@@ -164,7 +164,7 @@ def explain(
     """Why the network hears `label` in one window of the clip, or why it rather than `against`.
 
     Without a label it is the sound's first name other than `against`; without a window the one that is most like the
-    label; without a tap DEFAULT_TAP, or where a network lacks it the last of cam.taps; perturbation takes none. `seed`
+    label; without a tap the first of cam.taps; perturbation takes none. `seed`
     is that of the random masks and of the search.
 
     A mask's contrast is the probability of the label in what the mask keeps, less that in what it leaves: 1 if all that
@@ -188,8 +188,7 @@ def explain(
         tap, values = "", sought_mask(classifier, waveform, label, against=against, seed=seed)
         mask = np.where(np.arange(config.frames) < frames, values, np.float32(0))
     else:
-        known = cam.taps(classifier)
-        tap = tap or (DEFAULT_TAP if DEFAULT_TAP in known else known[-1])
+        tap = tap or cam.taps(classifier)[0]
         values = np.maximum(cam.cam(classifier, waveform, tap, label, against, method=method), 0)
         mask = mask_of(values, classifier.model.taps[tap].stride, config, frames)
     sounds = dict(zip(("evidence", "remainder"), split(samples, rate, mask, config), strict=True))

@@ -48,6 +48,11 @@ class ModelConfig:
         if not all(0 <= rate < 1 for rate in self.head_dropouts):
             raise ValueError(f"head_dropouts {self.head_dropouts} must lie in 0..1")
 
+    @property
+    def title(self) -> str:
+        """For people: 'resnet34', or '4 × resnet18' of groups."""
+        return f"{self.groups} × {self.name}" if self.groups > 1 else self.name
+
 
 RESNET34 = ModelConfig()
 RESNET18 = ModelConfig(name="resnet18", depths=(2, 2, 2, 2))

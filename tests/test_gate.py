@@ -12,6 +12,7 @@ from huggingface_hub.utils import _detect_agent, build_hf_headers
 from starlette.types import ASGIApp, Message
 
 import app
+from cnn.checkpoint import DEFAULT
 from cnn.serve import gate
 from cnn.ui import theme
 from cnn.ui.theme import MAX_CALL
@@ -165,7 +166,7 @@ def test_the_hub_is_not_asked_what_calls_it(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("path", ["app.py", "requirements.txt", ".git/config", "README.md", "/etc/hostname",
-                                  "assets/models/resnet34/best_model.pth"])  # fmt: skip
+                                  str(DEFAULT.relative_to(app.ASSETS.parent))])  # fmt: skip
 def test_no_file_below_the_served_folder_is_given_out(path: str, page: TestClient):
     for asked in (path, app.ASSETS.parent / path, app.ASSETS / "examples" / ".." / ".." / path):
         assert page.get(f"/gradio_api/file={str(asked).replace('..', '%2E%2E')}").status_code == 403

@@ -104,7 +104,7 @@ WRONG = {
     "another label": ({"tap": "layer1", "label": "<b>"}, "label '<b>' is unknown; known are dog,"),
     "another window": ({"tap": "layer1", "window": "1"}, "there is no window 1; this sound has window 0 only."),
     "a window below": ({"tap": "layer1", "window": "-1"}, "window is '-1'; give a whole number from 0 on."),
-    "none": ({"tap": "layer1", "most": "0"}, "most is '0'; give a whole number from 1 to 512."),
+    "none": ({"tap": "layer1", "most": "0"}, "most is '0'; give a whole number from 1 to 1024."),
     "another include": ({"tap": "layer1", "include": "mel"}, "include 'mel' is unknown; known are gates, range."),
     "another model": ({"tap": "layer1", "model": "x"}, "model 'x' is unknown; known are tiny, gated."),
 }  # fmt: skip

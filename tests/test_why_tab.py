@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from cnn import cam
 from cnn.anatomy import anatomy
 from cnn.audio import Clip
 from cnn.classifier import Classifier
@@ -123,7 +124,7 @@ def test_the_first_name_is_explained_in_words_numbers_picture_and_sound(visitor:
 def test_every_method_and_layer_that_can_be_chosen_has_its_sentence(visitor: Visitor, tiny_classifier: Classifier):
     assert set(METHODS) <= set(METHOD_WORDS)
     taps = layers(anatomy(tiny_classifier))
-    assert list(taps) == ["layer2", "layer3"]
+    assert list(taps) == cam.taps(tiny_classifier) == ["layer2", "layer3"]
     for text in (*(METHOD_WORDS[name] for name in METHODS), *taps.values()):
         assert text in html.unescape(visitor.shown["why-words"])
     for what, value in (("method", "layercam"), ("layer", "layer2")):

@@ -119,7 +119,7 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
         rows.append(("made by", f"commit `{source['commit']}` on {source.get('date')}"))
     size, digest = path.stat().st_size / 1e6, hashlib.sha256(path.read_bytes()).hexdigest()
     rows.append(("file", f"`best_model.pth`, {size:.1f} MB, weights and plain values only, sha256 `{digest}`"))
-    name = f"{checkpoint.model.name}, {mel.sample_rate / 1000:g} kHz"
+    name = f"{checkpoint.model.title}, {mel.sample_rate / 1000:g} kHz"
     return f"## {_cell(name)}\n\nNames everyday sounds. **For non-commercial use.**\n\n{_table(('', ''), rows)}"
 
 

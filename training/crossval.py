@@ -265,11 +265,10 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _network(weights: Checkpoint) -> str:
     """'resnet34, width 32, 5.3 M parameters, 16 kHz'."""
-    parameters = weights.build().parameter_count
     kilohertz = weights.mel.sample_rate / 1000
     groups = f" in {weights.model.groups} groups" if weights.model.groups > 1 else ""
     name = f"{weights.model.name}, width {weights.model.width}{groups}"
-    return f"{name}, {parameters / 1e6:.1f} M parameters, {kilohertz:g} kHz"
+    return f"{name}, {weights.parameter_count / 1e6:.1f} M parameters, {kilohertz:g} kHz"
 
 
 def _pooled(files: list[Path]) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ from cnn.serve.service import Busy, Opener, Service
 IN_HAND = 400_000_000  # bytes of all bodies together that are kept until they are decoded
 DECODERS = max(2, min(os.cpu_count() or 2, 8))  # threads
 SEEDS = 2**31
-MANY = 512  # channels that are chosen at once
+MANY = 1024  # channels that are chosen at once
 WHOLE = {
     "top": f"from 1 to {len(ESC50)}",
     "most": f"from 1 to {MANY}",
@@ -250,7 +250,7 @@ def build_api(
         ] = DEFAULT_METHOD,
         tap: Annotated[
             str | None,
-            Query(description="The layer that a class-activation map asks: layer2, layer3 or fpn.p1.",
+            Query(description="The layer that a class-activation map asks: a stage such as layer2, or fpn.p1.",
                   examples=["layer3"]),
         ] = None,
         window: Annotated[int | None, OF_WINDOWS] = None,

@@ -4,12 +4,9 @@ import sys
 from functools import cache
 from typing import Any
 
-import torch
-
 from cnn import checkpoint
 from cnn.checkpoint import BOX, Checkpoint
 from cnn.classifier import Classifier
-from cnn.model import AudioCNN
 from cnn.serve.connection import Unavailable
 from cnn.serve.glass import Network
 from cnn.serve.remote import RemoteClassifier, WithFallback
@@ -37,13 +34,11 @@ def listed(network: Network) -> list[dict[str, Any]]:
 
 def about(name: str, weights: Checkpoint, *, default: bool) -> dict[str, Any]:
     """One network; `default`: it answers where none is named."""
-    with torch.device("meta"):
-        parameters = AudioCNN(weights.model).parameter_count
     return {
         "name": name,
         "default": default,
-        "network": f"{weights.model.name}, {parameters / 1e6:.1f} M parameters, {weights.mel.sample_rate / 1000:g} kHz",
-        "parameters": parameters,
+        "network": weights.network,
+        "parameters": weights.parameter_count,
         "sample_rate": weights.mel.sample_rate,
         "classes": list(weights.labels),
         "accuracy": weights.metrics.get("accuracy"),

@@ -127,7 +127,7 @@ def offer_endpoints(classifier: Callable[[], Network]) -> None:
             label: the class in ESC-50's spelling, such as crying_baby; empty: the sound's first name
             against: why the label and not this class; empty: any other
             method: perturbation (tries what can be left out), hirescam, layercam or gradcam (class-activation maps)
-            tap: the layer that such a map asks: layer2, layer3 or fpn.p1; empty: the usual one
+            tap: the layer that such a map asks: a stage such as layer2, or fpn.p1; empty: the usual one
             window: of a sound longer than five seconds, from 0; empty: the one that is surest of the first name
         Returns:
             where the evidence is, in words, and what becomes of the label without it

@@ -30,9 +30,9 @@ SENTENCES = {
     "clip": "The whole clip. The shaded window is the one shown below: the one most sure of the name.",
     "waveform": "How the air swings: tall where the sound is loud, thin where it is quiet.",
     "spectrogram": "The sound as the network sees it: time runs to the right, pitch upwards, bright is loud; {zero}.",
-    "conv1": "The first filters look for edges: onsets light up as upright strokes, hums as level ones.",
-    "layer1": "Close to the spectrogram still: its strokes can be found again, each channel keeps some.",
-    "layer2": "Half as fine, twice as many channels: strokes join to small shapes, a sweep or a click with its ring.",
+    "conv1": "What the first filters find in it: a sudden start, a hum, a rising tone. One cell stands for {cell}.",
+    "layer1": "As fine as conv1: what its filters find is put together to larger patterns.",
+    "layer2": "Half as fine, twice as many channels: patterns join to shapes. One cell stands for {cell}.",
     "layer3": "Shapes join to pieces of a sound. One cell here stands for {cell} of it.",
     "layer4": "Coarse in place, rich in meaning: one cell stands for {cell}, and whole sounds are told apart.",
     "fpn.p1": "The pyramid: what the deep layers mean, at the places that layer1 still knows. "

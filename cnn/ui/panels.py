@@ -1,11 +1,14 @@
 """What is shown at a stop inside the network: maps, channels and their shares, kernels, gates, pyramid, head. HTML with
 true alternative text; everything from outside is escaped."""
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from matplotlib.image import imsave
 
 from cnn.anatomy import Anatomy, Field
 from cnn.canvas import NARROW, WIDE, Layout
@@ -161,12 +164,10 @@ def kernels(values: np.ndarray, opened: int | None) -> str:
     buttons = []
     for k, kernel in enumerate(values):
         most = float(np.abs(kernel).max()) or 1.0
-        shades = "".join(
-            f'<rect x="{x}" y="{len(kernel) - 1 - y}" width="1.02" height="1.02" fill="hsl(0 0% {50 + 50 * v:.0f}%)"/>'
-            for (y, x), v in np.ndenumerate(kernel / most)
-        )
+        png = io.BytesIO()
+        imsave(png, kernel, vmin=-most, vmax=most, cmap="gray", origin="lower", format="png")
         pressed = "true" if k == opened else "false"
-        picture = f'<svg viewBox="0 0 {kernel.shape[1]} {kernel.shape[0]}" aria-hidden="true">{shades}</svg>'
+        picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
         buttons.append(_button(f"{picture}<span>{k}</span>", pressed, channel=k, label=f"Kernel of channel {k}"))
     size = values.shape[1]
     pairs = zip(values[::2], values[1::2], strict=False)

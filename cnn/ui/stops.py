@@ -33,7 +33,7 @@ def stop_title(stop: str, anatomy: Anatomy) -> str:
     """'layer2: small shapes'."""
     layers = stages(anatomy)
     if stop in layers:
-        what = "strokes" if stop == layers[0] else "meanings" if stop == layers[-1] else "shapes"
+        what = "patterns" if stop == layers[0] else "meanings" if stop == layers[-1] else "shapes"
         return f"{stop}: {what}"
     known = {PICTURE: "The picture", "conv1": "conv1: first filters", PYRAMID: "The pyramid", HEAD: "The name"}
     if stop in known:
@@ -111,9 +111,8 @@ def _layer_words(stop: str, anatomy: Anatomy, mel: MelConfig) -> str:
     sees = "sees the whole window" if whole else f"sees {seconds_in_words(min(field.size * hop, mel.seconds))}"
     if stop == layers[0]:
         return (
-            "Still as fine as conv1, and still close to the picture: its strokes can be found again, each channel "
-            f"keeps some. Each block adds something to what it was given. One cell stands for {cell} and "
-            f"{sees}."
+            "As fine as conv1: what its filters find is put together to larger patterns. Each block adds something to "
+            f"what it was given. One cell stands for {cell} and {sees}."
         )
     if stop == layers[-1]:
         return (
@@ -122,7 +121,7 @@ def _layer_words(stop: str, anatomy: Anatomy, mel: MelConfig) -> str:
         )
     return (
         f"Half as fine in time and in pitch, and {channels} channels: the network gives up places and gains meanings. "
-        f"Strokes join to shapes, such as a click with its ring. One cell stands for {cell} and {sees}."
+        f"Patterns join to shapes. One cell stands for {cell} and {sees}."
     )
 
 
@@ -144,8 +143,8 @@ def walk(anatomy: Anatomy, label: str) -> tuple[Step, ...]:
     steps = [
         Step(PICTURE, f"Play the sound and follow the line over the picture. Where does what you would call the {name} "
              "begin and end? Keep that stretch in mind: we shall look for it in every layer."),
-        Step("conv1", "Go over the kernels below the maps: some are stripes that lie, some stand. The opened channel "
-             "counts most for the name. Does it mark beginnings, or what goes on and on?", True),
+        Step("conv1", "Go over the kernels below the maps: some are wide, some tall, some slanted. The opened "
+             "channel counts most for the name. Does it mark beginnings, or what goes on and on?", True),
         Step(layers[0], "Click a bright cell of the large map: the frame on the picture shows all that this cell can "
              "see. Try another one, then play: the line tells whether the cell lights up with the sound."),
     ]  # fmt: skip
@@ -155,8 +154,8 @@ def walk(anatomy: Anatomy, label: str) -> tuple[Step, ...]:
                  "colours to one scale for the layer and see which are really bright and which only looked so.", True)
         )  # fmt: skip
         steps.append(
-            Step(layers[-2], "Click a cell again. The frame has grown: the network no longer sees strokes, it sees "
-                 "pieces of a sound. Switch the class above the channels to the second name: other channels count.")
+            Step(layers[-2], "Click a cell again. The frame has grown: the deeper the layer, the more of the sound "
+                 "one cell sees. Switch the class above the channels to the second name: other channels count.")
         )  # fmt: skip
     if any(part.kind == "gate" for part in anatomy.parts):
         gate = [part.name for part in anatomy.parts if part.kind == "gate"][-1]
@@ -169,7 +168,7 @@ def walk(anatomy: Anatomy, label: str) -> tuple[Step, ...]:
     if _has_pyramid(anatomy):
         steps.append(Step(PYRAMID, "Compare the levels: the coarse ones say what, the fine ones say where."))
     steps.append(
-        Step(HEAD, f"The whole way was for this: a few numbers, one per channel. See which of them speak for {name} "
+        Step(HEAD, f"The whole way was for this: one number per channel. See which of them speak for {name} "
              "and which against it. Then hear something of your own and walk again.")
     )  # fmt: skip
     return tuple(steps)

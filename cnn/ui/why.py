@@ -26,6 +26,7 @@ from cnn.ui.figures import transport
 from cnn.ui.keep import InHand, save, stem
 from cnn.ui.listen import DOWNLOAD, KEPT, NARROW_SCREEN, Hand
 from cnn.ui.said import FORGOTTEN, NoSuch, alert, busy, page_view, told
+from cnn.ui.stops import part_of, stages
 from cnn.ui.uploads import no_room
 from cnn.ui.whatif import FORMS, TOOLS, moved, steps
 from cnn.whatif import History, apply
@@ -48,12 +49,8 @@ METHOD_WORDS = {
     "perturbation": "Perturbation: seeks the least part that still gets the name, and without which the name goes. It "
     "asks the whole network and no layer, and is slower.",
 }
-LAYER_WORDS = {
-    "layer2": "layer2: fine in place, but it knows only strokes and small shapes.",
-    "layer3": "layer3: it knows pieces of sounds, and still where they are.",
-    "fpn.p1": "fpn.p1: what the deepest layers mean, at the places that the first ones still know.",
-}
-LAST_WORDS = "{}: the last stage of this network, coarse in place."
+LAYER_WORDS = "{}: {} × {} cells, each of which sees {} of the window."
+PYRAMID_WORDS = " It knows what the deepest layers mean, at the places that the first ones still know."
 ASKING = """
 window.addEventListener("why-ask", (event) => { if (element.isConnected) trigger("select", event.detail); });
 """  # what is asked by mouse and forms comes this way (assets/why.js)
@@ -302,11 +299,13 @@ def chosen(question: Question, what: str, value: str | None) -> Question:
 
 
 def layers(anatomy: Anatomy) -> dict[str, str]:
-    """Which of its layers can be asked, and what each is good for."""
-    maps = [part for part in anatomy.parts if part.kind != "gate"]
-    there = {tap for part in maps for tap in part.taps}
-    last = [part.stage for part in maps if part.kind == "block"][-1]
-    return {tap: text for tap, text in LAYER_WORDS.items() if tap in there} or {last: LAST_WORDS.format(last)}
+    """Which of its layers can be asked, the finest first, and what each is good for."""
+    told = {}
+    for tap in cam.worth({k: anatomy.fields[k].stride for k in (*stages(anatomy), cam.PYRAMID) if k in anatomy.fields}):
+        _, f, t = part_of(anatomy, tap).shape
+        seen = min(anatomy.fields[tap].size / anatomy.picture[1], 1.0)
+        told[tap] = LAYER_WORDS.format(tap, f, t, percent(seen)) + PYRAMID_WORDS * (tap == cam.PYRAMID)
+    return told
 
 
 def _words(taps: dict[str, str]) -> str:
