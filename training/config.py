@@ -124,7 +124,7 @@ class TrainConfig:
             raise ValueError(f"widen names {named} to grow from, and groups is {self.groups}: one for each is needed, "
                              f"so set groups to {named} and width to {width}")  # fmt: skip
         if self.layout == "channels_last" and not self.may_be_channels_last:
-            raise ValueError(f"layout channels_last needs a width that 16 divides (in every group), not {self.width}: "
+            raise ValueError(f"layout channels_last needs a width that {16 * self.groups} divides, not {self.width}: "
                              "torch 2.14.1 writes beyond its memory in the backward pass otherwise")  # fmt: skip
         if self.patience and not self.epochs:
             raise ValueError("patience needs epochs to choose from: set it to 0 where nothing is learned any more")
