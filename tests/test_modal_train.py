@@ -30,6 +30,7 @@ from training.state import commit
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"width": 4, "epochs": 3, "batch_size": 4, "crop_frames": 64, "precision": "fp32", "checkpoint_every": 1}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+PATH = "training/modal_train.py"
 local = pytest.mark.filterwarnings("ignore:The .* function is executing locally")
 
 
@@ -135,11 +136,17 @@ def test_a_volume_that_fills_up_is_told_without_advice_to_forget_the_run(commits
 
 @local
 def test_a_member_that_is_not_there_is_told_with_the_command_that_makes_it(commits: list[set[str]]):
-    config = modal_train.settings({"recipe": "ensemble-16k", "fold": 3})
-    config = dataclasses.replace(config, widen=config.widen.replace("/mnt/esc-model", str(modal_train.MODELS)))
-    told = modal_train.fold.local(config, "ensemble-16k", False)
-    assert "crossval/best-16k/fold3/best_model.pth, the network to grow from, is not in volume esc-model" in told
-    assert told.endswith("::crossval --recipe best-16k --width 32 --seed 0 --name best-16k")
+    def told(folder: str) -> str:
+        there = f"{modal_train.MODELS / folder}/best_model.pth"
+        config = configs.make("ensemble-16k", fold=3, widen=f"{there},{there}")
+        return modal_train.fold.local(config, "ensemble-16k", False)
+
+    missing = "crossval/best-16k/fold3/best_model.pth, the network to grow from, is not in volume esc-model"
+    assert missing in told("crossval/best-16k/fold3")
+    member = "--recipe best-16k --width 32 --seed 0"
+    assert told("crossval/mine/fold3").endswith(f", or make it: modal run {PATH}::crossval {member} --name mine")
+    assert told("runs/mine").endswith(f", or make it: modal run {PATH}::train {member} --fold 3 --name mine")
+    assert told("").endswith("name another with --widen") and told("/elsewhere").endswith("with --widen")
 
 
 @local

@@ -146,12 +146,16 @@ def in_the_words_of_modal(error: Exception, folder: Path) -> str:
             f"what is in {place} is kept, and goes on from its last checkpoint"
         )
     if isinstance(error, Missing):
-        there = error.path.relative_to(MODELS)
-        entry, name = ("crossval", there.parts[1]) if there.parts[0] == "crossval" else ("train", there.parent.name)
-        return (
-            f"{there}, the network to grow from, is not in volume esc-model: name another with --widen, or make it: "
-            f"modal run training/modal_train.py::{entry} {error.settings} --name {name}"
-        )
+        there = error.path.relative_to(MODELS) if error.path.is_relative_to(MODELS) else error.path
+        told = f"{there}, the network to grow from, is not in volume esc-model: name another with --widen"
+        match there.parts:
+            case ("crossval", name, _, _):
+                made = f"::crossval {error.settings} --name {name}"
+            case ("runs", name, _):
+                made = f"::train {error.settings} --fold {error.fold} --name {name}"
+            case _:
+                return told
+        return f"{told}, or make it: modal run training/modal_train.py{made}"
     if isinstance(error, TrainingError):
         return f"{error} (on Modal: another --name, or forget this one, modal volume rm -r esc-model {place})"
     if isinstance(error, PublishError):

@@ -106,7 +106,7 @@ class Missing(CheckpointError):
     def __init__(self, path: Path, config: TrainConfig, seed: int) -> None:
         recipe = "best-16k" if config.recipe == "ensemble-16k" else config.recipe  # of what lacks
         width = config.width // config.groups if config.groups > 1 else max(config.width // 2, 1)
-        self.path = path
+        self.path, self.fold = path, config.fold
         self.settings = f"--recipe {recipe} --width {width} --seed {seed}"
         self.settings += f" --classes {config.classes}" * (config.classes != TrainConfig.classes)
         super().__init__(
