@@ -41,7 +41,7 @@ PYRAMID = "fpn.p1"  # the finest level, if there is one
 
 
 def taps(classifier: Classifier) -> list[str]:
-    """Where a map is worth looking at, the finest first."""
+    """Where a map is worth looking at: stages, the finest first, then the pyramid."""
     model = classifier.model
     return worth({tap: model.taps[tap].stride for tap in (*model.stages, PYRAMID) if tap in model.taps})
 

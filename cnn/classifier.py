@@ -104,9 +104,7 @@ class Classifier:
         self.labels: tuple[str, ...] = weights.labels
         self.checkpoint = weights
         self.path: Path | None = None  # of the file, where it came from one
-        model = weights.build()
-        self.parameter_count = model.parameter_count
-        self.model: AudioCNN = fuse(model).to(self._device).requires_grad_(False)
+        self.model: AudioCNN = fuse(weights.build()).to(self._device).requires_grad_(False)
         self._front_end = LogMel(weights.mel).to(self._device)
         self._lock = threading.Lock()
         self._memory_format, self._threads = self._fastest_mode()

@@ -164,8 +164,8 @@ def explain(
     """Why the network hears `label` in one window of the clip, or why it rather than `against`.
 
     Without a label it is the sound's first name other than `against`; without a window the one that is most like the
-    label; without a tap the first of cam.taps; perturbation takes none. `seed`
-    is that of the random masks and of the search.
+    label; without a tap the first of cam.taps; perturbation takes none. `seed` is that of the random masks and of the
+    search.
 
     A mask's contrast is the probability of the label in what the mask keeps, less that in what it leaves: 1 if all that
     the network goes by is in the one and nothing in the other. The answer is reliable if the evidence's is MARGIN above

@@ -29,6 +29,7 @@ from training.widen import read_narrow
         ("widen", "runs/{name}/best_model.pth", "nothing but {fold} may stand in braces"),
         ("widen", "runs/fold{fold", "nothing but {fold}"),
         ("epochs", 0, "epochs must be positive where nothing is grown from"),
+        ("patience", 5, "patience needs an inner_share"),
         ("epochs", -1, "epochs must be 0 or more, not -1"),
         ("widen", "A,B", "widen names 2 to grow from, and groups is 1: .* groups to 2 and width to theirs together"),
         ("groups", 3, "width 64 cannot be shared out among 3 groups"),
@@ -39,6 +40,15 @@ from training.widen import read_narrow
 def test_what_cannot_work_is_refused_before_anything_is_done(field: str, value: object, told: str):
     with pytest.raises(ValueError, match=told):
         config.make("resnet34-16k", **{field: value})
+
+
+def test_what_cannot_work_together_is_refused_too():
+    still = {"widen": "a/best_model.pth", "epochs": 0, "inner_share": 0.1}
+    with pytest.raises(ValueError, match="patience needs epochs to choose from: set it to 0"):
+        config.make("resnet34-16k", **still, patience=5)
+    assert config.make("resnet34-16k", **still).patience == 0
+    with pytest.raises(ValueError, match="layout channels_last needs a width that 64 divides, not 32"):
+        config.make("resnet34-16k", width=32, groups=4, layout="channels_last")
 
 
 def test_what_is_close_to_that_is_legal():

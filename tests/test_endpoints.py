@@ -1,5 +1,6 @@
 """What programs call on the page by name beside /classify: /maps, /explain and /models, with gradio_client and MCP."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -78,10 +79,22 @@ def test_what_there_is_not_is_said(asked: tuple, words: str, client: Client):
         client.predict(handle_file(DOG), *asked, api_name="/maps")
 
 
+def test_of_the_networks_in_the_box_only_the_pages_own_is_not_offered_to_compare_with(tiny_classifier: Classifier):
+    def offered(network: Classifier) -> set[str]:
+        (choices,) = (f.fn for f in build_page(lambda: network).fns.values() if f.api_name == "inside_others")
+        return {value for _, value in choices(None, None).choices if value.startswith("network:")}
+
+    last = checkpoint.in_box()[-1]
+    known, page = {f"network:{path.parent.name}" for path in checkpoint.in_box()}, checkpoint.load(last)
+    assert known - offered(Classifier(page, "cpu")) == {f"network:{last.parent.name}"}
+    as_good = dataclasses.replace(tiny_classifier.checkpoint, metrics=page.metrics)
+    assert offered(Classifier(as_good, "cpu")) == known
+
+
 def test_the_networks_that_answer_are_listed(client: Client, tiny_classifier: Classifier):
     (told,) = client.predict(api_name="/models")
     assert (told["name"], told["default"], told["network"]) == ("far", True, tiny_classifier.network)
-    assert told["parameters"] == tiny_classifier.parameter_count
+    assert told["parameters"] == tiny_classifier.checkpoint.parameter_count
 
 
 def test_the_networks_here_are_listed_where_none_elsewhere_answers(service: Service, monkeypatch):

@@ -244,9 +244,10 @@ def test_parts_and_costs_add_up_to_the_network(classifier: Classifier, plain: Au
     for part in found.parts:
         assert part.shape == (tuple(maps[part.taps[0]].shape[1:]) if part.taps else logits.shape[1:])
         assert all(maps[tap].shape[1:] == part.shape for tap in part.taps)
+    parameters = classifier.checkpoint.parameter_count
     assert 2 * sum(part.multiply_adds for part in found.parts) == counter.get_total_flops()
-    assert sum(part.parameters for part in found.parts) == classifier.parameter_count
-    assert (found.parameters, 2 * found.multiply_adds) == (classifier.parameter_count, counter.get_total_flops())
+    assert sum(part.parameters for part in found.parts) == parameters
+    assert (found.parameters, 2 * found.multiply_adds) == (parameters, counter.get_total_flops())
     for stage, entering in (("layer1", maps["conv1"]), ("layer4", maps["layer3"])):
         # alone: the counts by module mix up with what other threads compute meanwhile, the total does not
         with torch.inference_mode(), FlopCounterMode(display=False) as alone:

@@ -3,6 +3,7 @@ seen by whom."""
 
 import base64
 import html
+import io
 import json
 import re
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from cnn.anatomy import Anatomy, anatomy
 from cnn.atlas import NAME, examples, make, write
@@ -62,6 +64,16 @@ def maps_of(drawn: str) -> dict[tuple[str, str | None], np.ndarray]:
         values = matrix["low"] + (matrix["high"] - matrix["low"]) * steps
         found[told["tap"], told.get("channel")] = values
     return found
+
+
+def test_a_kernel_is_drawn_with_pitch_upwards_and_grey_for_zero():
+    kernel = np.zeros((3, 3), np.float32)
+    kernel[0, 2], kernel[2, 0] = 2.0, -1.0  # lowest pitch, last frame; highest pitch, first frame
+    (drawn,) = re.findall('src="data:image/png;base64,([^"]*)"', panels.kernels(kernel[None], None))
+    grey = imread(io.BytesIO(base64.b64decode(drawn)))[:, :, 0]
+    wanted = np.full((3, 3), 0.5)
+    wanted[2, 2], wanted[0, 0] = 1.0, 0.25
+    np.testing.assert_allclose(grey, wanted, atol=0.01)
 
 
 def test_networks_side_by_side_are_told_of_where_their_channels_are_shown(tiny_classifier: Classifier):

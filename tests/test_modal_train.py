@@ -109,7 +109,9 @@ def test_a_full_volume_is_told_and_what_may_pass_is_tried_again(monkeypatch):
 
     monkeypatch.setattr(modal_train.loop, "train", broken)
     monkeypatch.setattr(modal_train, "run_fold", broken)
+    monkeypatch.setattr(modal_train, "gather", broken)
     wrong["number"] = errno.ENOSPC
+    assert "volume esc-model is full" in modal_train.collect.local("mine", "")["error"]
     assert "volume esc-model is full" in modal_train.run.local(config, "mine", "")["error"]
     assert "volume esc-model is full" in modal_train.fold.local(config, "mine", False)
     wrong["number"] = errno.EIO

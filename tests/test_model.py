@@ -33,6 +33,10 @@ def test_the_networks_have_the_size_of_the_design():
     assert len(resnet.taps) == 37 and all(tap.is_map for tap in resnet.taps.values())
     assert [t for t in se_fpn.taps if t.startswith("fpn.")] == ["fpn.p1", "fpn.p2", "fpn.p3", "fpn.p4"]
     assert sum(t.endswith(".se") for t in se_fpn.taps) == 16
+    ensemble = dataclasses.replace(RESNET18, groups=2)
+    assert (RESNET18.title, ensemble.title) == ("resnet18", "2 × resnet18")
+    with torch.device("meta"):
+        assert AudioCNN(ensemble).parameter_count < 0.6 * AudioCNN(RESNET18).parameter_count
 
 
 @networks

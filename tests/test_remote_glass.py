@@ -355,7 +355,7 @@ def test_a_page_lists_the_networks_that_answer_it(services: dict[str, Service], 
     told = listed(far)
     assert [x["name"] for x in told] == ["tiny", "gated"] and told == far.first.models()
     (default,) = (x for x in told if x["default"])
-    assert default["network"] == classifier.network and default["parameters"] == classifier.parameter_count
+    assert default["network"] == classifier.network and default["parameters"] == classifier.checkpoint.parameter_count
     gone = WithFallback(RemoteClassifier("http://127.0.0.1:9"), lambda: services["tiny"])
     here = listed(gone)
     assert [(x["name"], x["default"]) for x in here][:2] == [("given", True), (checkpoint.DEFAULT.parent.name, False)]

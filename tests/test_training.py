@@ -412,6 +412,8 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     alike, mixed = (dataclasses.replace(twice, widen=f"{one},{fewer}") for one in (fewer, narrow.checkpoint))
     made = checkpoint.load(train(alike, data, tmp_path / "alike").checkpoint)
     assert made.mel == checkpoint.load(fewer).mel != wide.mel  # as they were fed, not as the clips at hand would be
+    again = checkpoint.load(train(alike, data, tmp_path / "alike", resume=True).checkpoint)  # cut off in its last line
+    assert again.mel == made.mel and again.provenance["grown_from"] == made.provenance["grown_from"]
     with pytest.raises(checkpoint.CheckpointError, match="learned from other clips than each other"):
         train(mixed, data, tmp_path / "odd")
     one_more = dataclasses.replace(grown, width=16, widen=str(result.checkpoint))

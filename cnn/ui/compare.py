@@ -64,9 +64,10 @@ def build_comparison(
 
     def is_page(told: dict[str, Any]) -> bool:
         """Is the network in the box the page's? One that is elsewhere does not say."""
-        known = getattr(classifier(), "checkpoint", None)
-        measured = known and {key: known.metrics.get(key) for key in ("accuracy", "fold")}
-        return bool(known) and measured.items() <= told.items() and classifier().network == told["network"]
+        if (known := getattr(classifier(), "checkpoint", None)) is None:
+            return False
+        ours = {"network": known.network, "accuracy": known.metrics.get("accuracy"), "fold": known.metrics.get("fold")}
+        return ours.items() <= told.items()
 
     def through(what: str, token: str | None) -> tuple[str, Glass]:
         if what == OWN:

@@ -30,7 +30,7 @@ def part_of(anatomy: Anatomy, tap: str) -> Part:
 
 
 def stop_title(stop: str, anatomy: Anatomy) -> str:
-    """'layer2: small shapes'."""
+    """'layer2: shapes'."""
     layers = stages(anatomy)
     if stop in layers:
         what = "patterns" if stop == layers[0] else "meanings" if stop == layers[-1] else "shapes"

@@ -299,7 +299,7 @@ def chosen(question: Question, what: str, value: str | None) -> Question:
 
 
 def layers(anatomy: Anatomy) -> dict[str, str]:
-    """Which of its layers can be asked, the finest first, and what each is good for."""
+    """Which of its layers can be asked, as cam.taps has them, and what each one sees."""
     told = {}
     for tap in cam.worth({k: anatomy.fields[k].stride for k in (*stages(anatomy), cam.PYRAMID) if k in anatomy.fields}):
         _, f, t = part_of(anatomy, tap).shape
