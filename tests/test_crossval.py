@@ -188,6 +188,32 @@ def test_other_clips_under_the_same_name_are_other_data(
     assert json.loads(record.read_text()).items() <= told.items()
 
 
+def test_what_was_measured_on_another_machine_stays_and_is_not_trained_again(
+    crossed: Path, copy: Path, tone_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    wanted, folder = results_of(copy), copy / "out"
+    tables = {name: (folder / name).read_bytes() for name in ("predictions.csv", "robustness.json", "curves.json")}
+    shutil.rmtree(copy / "runs" / "fold1")
+    assert command(tone_data, copy, "--no-robustness", folds="2,1") == 0
+    assert "fold 1 was measured on another machine and stays" in capsys.readouterr().out
+    assert results_of(copy) == wanted and {name: (folder / name).read_bytes() for name in tables} == tables
+    shutil.rmtree(copy / "runs")
+    monkeypatch.setattr(crossval, "train", no_training)
+    assert command(tone_data, copy) == 0
+    said = capsys.readouterr().out
+    assert "fold 2 was measured on another machine and stays" in said and "another --out measures it here" in said
+    assert results_of(copy) == wanted
+
+    assert command(tone_data, copy, "--max-lr=0.5", folds="5") == 1
+    assert re.search(r"out holds folds of other settings \(max_lr 0\.002 -> 0\.5\)", capsys.readouterr().err)
+    (folder / "predictions.csv").write_bytes(b"".join(tables["predictions.csv"].splitlines(keepends=True)[:-1]))
+    assert command(tone_data, copy, folds="5") == 1
+    assert "results.json cannot be gone on from (it has other clips of fold 2" in capsys.readouterr().err
+    (folder / "results.json").write_text("{")
+    assert command(tone_data, copy, folds="5") == 1
+    assert "results.json is damaged" in capsys.readouterr().err
+
+
 def test_a_folder_beside_the_folds_is_none_of_them(copy: Path, tone_data: Path):
     shutil.copytree(copy / "runs" / "fold1", copy / "runs" / "fold1-old")
     before = results_of(copy)

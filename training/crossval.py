@@ -5,13 +5,15 @@
 One fold after the other is trained in RUNS/foldK; interrupted, the same command goes on where it was. Nothing is chosen
 on a fold held out, and the settings of all folds are the same. After every fold OUT (training/results/NAME) holds what
 is known so far: `results.json`, `predictions.csv` (from which every figure but robustness follows, see
-training.evaluate.recompute), `robustness.json` (every clip's outcome), pictures and `report.html`.
+training.evaluate.recompute), `robustness.json` (every clip's outcome), `curves.json`, pictures and `report.html`.
+What OUT holds of folds that are not in RUNS was measured on another machine and stays: commit OUT, and go on anywhere.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -37,7 +39,11 @@ from training.train import train
 FOLDS = (1, 2, 3, 4, 5)
 RESULTS = Path(__file__).resolve().parent / "results"
 BEST, RESUME, RECORD = "best_model.pth", "resume.pt", "fold.json"
-PREDICTIONS, ROBUSTNESS = "predictions.csv", "robustness.json"
+PREDICTIONS, ROBUSTNESS, RESULT, CURVES = "predictions.csv", "robustness.json", "results.json", "curves.json"
+DRAWN = ("train/loss", "train/accuracy", "inner/loss", "inner/accuracy", "lr")  # as training curves
+POINTS = 250  # of each, as many as the picture can show
+BEGUN = ("dataset", "config", "data_sha256")  # what makes folds comparable, of fold.json
+OF_A_FOLD = ("seconds", "sha256", "commit")  # of results.json's rows, beside the figures
 
 
 # --- one fold --------------------------------------------------------------------------------------------------------
@@ -181,7 +187,8 @@ class _Clips:
 
 
 def gather(runs: Path, out: Path) -> dict[str, Any]:
-    """What the measured folds in `runs` say together: written to `out`, and returned as in results.json.
+    """What the measured folds in `runs`, and those that `out` tells of besides, say together: written to `out`, and
+    returned as in results.json.
 
     Some of the folds are legal: `missing` names the others. Beside `recompute`'s figures (`std`: sample standard
     deviation over folds) `seconds` of training and measuring, as far as known; `robustness`: the folds' tables pooled,
@@ -190,65 +197,149 @@ def gather(runs: Path, out: Path) -> dict[str, Any]:
     """
     records = {folder: _read_record(folder) for folder in _folders(runs)}
     records = {folder: record for folder, record in records.items() if PREDICTIONS in record["files"]}
-    if not records:
-        raise TrainingError(f"{runs} holds no measured fold: run training.crossval first")
-    first = next(iter(records.values()))
-    known = [r["data_sha256"] for r in records.values() if "data_sha256" in r]
-    _same_settings(runs, first | {"data_sha256": known[0] if known else None})
     weights: dict[Path, Checkpoint] = {}
     for folder, record in records.items():
         if changed := [name for name in record["files"] if not _whole(folder, record, name)]:
             raise TrainingError(f"{folder / changed[0]} is not what was measured: run training.crossval again")
         weights[folder] = checkpoint.load(folder / BEST)
+    measured = {record["fold"]: _measured(folder, record, weights[folder]) for folder, record in records.items()}
+    told = next(({k: m[k] for k in BEGUN} for m in measured.values() if m["data_sha256"]), None)
+    if measured:
+        _same_settings(runs, told or next(iter(measured.values())))
+    elsewhere = _elsewhere(out, runs)
+    if elsewhere and told:
+        _same_result(out, told)
+    measured = dict(sorted((elsewhere | measured).items()))
+    if not measured:
+        raise TrainingError(f"{runs} holds no measured fold: run training.crossval first")
+    first = next(iter(measured.values()))
     out.mkdir(parents=True, exist_ok=True)
 
-    tables = [(folder / PREDICTIONS).read_text(encoding="utf-8").splitlines(keepends=True) for folder in records]
-    text = "".join([tables[0][0], *(line for table in tables for line in table[1:])])
-    write_whole(out / PREDICTIONS, text.encode())
+    tables = [m["predictions"] for m in measured.values()]
+    write_whole(out / PREDICTIONS, "".join([tables[0][0], *(line for t in tables for line in t[1:])]).encode())
     figured = recompute(out / PREDICTIONS)
-    for row, record in zip(figured["folds"], sorted(records.values(), key=lambda r: r["fold"]), strict=True):
-        row |= {"seconds": round(record["seconds"], 1), "sha256": record["files"][BEST]}
-    pooled = _pooled([folder / ROBUSTNESS for folder, record in records.items() if ROBUSTNESS in record["files"]])
-    if pooled:
+    for row in figured["folds"]:
+        row |= {name: measured[row["fold"]][name] for name in OF_A_FOLD}
+    if robust := [m["robustness"] for m in measured.values() if m["robustness"]]:
+        pooled = robustness.pool(robust)
         write_whole(out / ROBUSTNESS, (json.dumps(pooled) + "\n").encode())
     else:
+        pooled = None
         (out / ROBUSTNESS).unlink(missing_ok=True)  # an earlier result's
+    curves = {fold: m["curves"] for fold, m in measured.items()}
+    write_whole(out / CURVES, f"{_json({str(fold): tags for fold, tags in curves.items()})}\n".encode())
 
     config = {k: v for k, v in first["config"].items() if k != "fold"}
-    origins = [w.provenance for w in weights.values()]
-    every = set().union(*({o["fold_held_out"], *o["folds_trained_on"]} for o in origins))
     results = {
         "name": out.resolve().name,
         "dataset": first["dataset"],
         "recipe": config["recipe"],
         **figured,
         "std_is": "sample standard deviation of the folds' accuracies",
-        "missing": sorted(every - {r["fold"] for r in records.values()}),
+        "missing": sorted(set().union(*(m["every"] for m in measured.values())) - {*measured}),
         "robustness": _without_clips(pooled),
-        "network": _network(next(iter(weights.values()))),
-        "commit": ", ".join(sorted({o["commit"] for o in origins})),
+        "network": first["network"],
+        "commit": ", ".join(sorted({row["commit"] for row in figured["folds"]})),
         "config": config,
         "seconds": round(sum(row["seconds"] for row in figured["folds"]), 1),
-        "data": origins[0]["data"],
-        "licence": origins[0]["licence"],
-        "versions": origins[0]["versions"],
-        "warnings": sorted({w for o in origins for w in o.get("warnings", ())}),
+        "data": first["data"],
+        "data_sha256": told["data_sha256"] if told else first["data_sha256"],
+        "licence": first["licence"],
+        "versions": first["versions"],
+        "warnings": sorted({w for m in measured.values() for w in m["warnings"]}),
     }
-    write_whole(out / "results.json", f"{_json(results)}\n".encode())
-    pictures = _pictures(results, records)
+    write_whole(out / RESULT, f"{_json(results)}\n".encode())
+    pictures = _pictures(results, curves)
     for name, png in pictures.items():
         write_whole(out / f"{name}.png", png)
     write_whole(out / "report.html", page(results, pictures).encode())
     return results
 
 
-def _pictures(results: dict[str, Any], records: dict[Path, dict[str, Any]]) -> dict[str, bytes]:
+def _measured(folder: Path, record: dict[str, Any], weights: Checkpoint) -> dict[str, Any]:
+    """All that is told of a fold, from its folder."""
+    origin = weights.provenance
+    return {
+        **{name: record.get(name) for name in BEGUN},
+        "seconds": round(record["seconds"], 1),
+        "sha256": record["files"][BEST],
+        "commit": origin["commit"],
+        "every": {origin["fold_held_out"], *origin["folds_trained_on"]},  # the folds there are
+        "network": _network(weights),
+        "data": origin["data"],
+        "licence": origin["licence"],
+        "versions": origin["versions"],
+        "warnings": origin.get("warnings", []),
+        "predictions": (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines(keepends=True),
+        "robustness": _conditions_of_today(folder / ROBUSTNESS) if ROBUSTNESS in record["files"] else None,
+        "curves": _curves(folder / "tensorboard_logs"),
+    }
+
+
+def _elsewhere(out: Path, runs: Path) -> dict[int, dict[str, Any]]:
+    """All that `out` tells of folds that were not begun in `runs`, as `_measured` tells it; nothing where it is empty.
+
+    Raises TrainingError where its files are damaged or do not belong together.
+    """
+    here = {int(folder.name.removeprefix("fold")) for folder in _folders(runs)}
+    told = _read_result(out)
+    rows = {row["fold"]: row for row in told.get("folds", []) if row["fold"] not in here}
+    if not rows:
+        return {}
+    try:
+        head, *lines = (out / PREDICTIONS).read_text(encoding="utf-8").splitlines(keepends=True)
+        fold_of = {line.split(",")[0]: int(line.split(",")[1]) for line in lines}
+        curves = json.loads((out / CURVES).read_text()) if (out / CURVES).exists() else {}
+        table = _conditions_of_today(out / ROBUSTNESS) if told["robustness"] else None
+        shared = {name: told[name] for name in ("dataset", "config", "data_sha256", "network", "data", "licence",
+                                                "versions", "warnings")}  # fmt: skip
+        found = {}
+        for fold, row in rows.items():
+            found[fold] = shared | {name: row[name] for name in OF_A_FOLD} | {
+                "every": {*told["missing"], *(r["fold"] for r in told["folds"])},
+                "predictions": [head, *(line for line in lines if fold_of[line.split(",")[0]] == fold)],
+                "robustness": robustness.part(table, fold, fold_of) if table else None,
+                "curves": curves.get(str(fold), {}),
+            }  # fmt: skip
+            if len(found[fold]["predictions"]) != row["n"] + 1:
+                raise ValueError(f"it has other clips of fold {fold} than {PREDICTIONS}")
+    except (OSError, KeyError, TypeError, ValueError, IndexError) as e:
+        raise TrainingError(f"{out / RESULT} cannot be gone on from ({e}): restore the folder, or choose another --out "
+                            "or --name") from e  # fmt: skip
+    return found
+
+
+def _read_result(out: Path) -> dict[str, Any]:
+    """What results.json in `out` says; nothing where there is none. Raises TrainingError."""
+    path = out / RESULT
+    if not path.exists():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return told | {"folds": [{**row} for row in told["folds"]]}
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        raise TrainingError(f"{path} is damaged: restore it, delete it, or choose another --out or --name") from e
+
+
+def _same_result(out: Path, ours: dict[str, Any]) -> None:
+    """Raises TrainingError where the folds that `out` tells of have other settings or data than `ours`."""
+    told = _read_result(out)
+    if not told:
+        return
+    changed = differences(told["config"], ours["config"], (*FREE, "fold"))
+    if told["dataset"] != ours["dataset"] or len({told.get("data_sha256"), ours["data_sha256"]} - {None}) > 1:
+        changed = f"{changed}, " * bool(changed) + f"data {told['dataset']!r} -> {ours['dataset']!r}"
+    if changed:
+        raise TrainingError(f"{out} holds folds of other settings ({changed}): use those, or choose another --out or "
+                            "--name")  # fmt: skip
+
+
+def _pictures(results: dict[str, Any], curves: dict[int, dict[str, Any]]) -> dict[str, bytes]:
     """PNG by name; of the training curves only where a run left its log."""
     drawn = {"confusion": figures.confusion_matrix(results["confusion"], results["labels"])}
     if results["ece"] is not None:
         drawn["reliability"] = figures.reliability_diagram(results["reliability"], results["ece"])
-    logs = {record["fold"]: _scalars(folder / "tensorboard_logs") for folder, record in records.items()}
-    if logs := {fold: tags for fold, tags in logs.items() if "train/loss" in tags}:
+    if logs := {fold: tags for fold, tags in curves.items() if "train/loss" in tags}:
         drawn["curves"] = figures.training_curves(logs)
     return {name: figures.png(figure) for name, figure in drawn.items()}
 
@@ -263,6 +354,13 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()[SCALARS]}
 
 
+def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What figures.training_curves draws of a log, at most POINTS of each tag, the last one among them."""
+    tags = {tag: points for tag, points in _scalars(folder).items() if tag in DRAWN}
+    thin = {tag: points[:: -math.ceil(len(points) / POINTS)][::-1] for tag, points in tags.items() if points}
+    return {tag: [(epoch, float(f"{value:.5g}")) for epoch, value in points] for tag, points in thin.items()}
+
+
 def _network(weights: Checkpoint) -> str:
     """'resnet34, width 32, 5.3 M parameters, 16 kHz'."""
     kilohertz = weights.mel.sample_rate / 1000
@@ -271,13 +369,12 @@ def _network(weights: Checkpoint) -> str:
     return f"{name}, {weights.parameter_count / 1e6:.1f} M parameters, {kilohertz:g} kHz"
 
 
-def _pooled(files: list[Path]) -> dict[str, Any] | None:
-    """The folds' tables as one; None for no fold. Raises TrainingError where the conditions are not today's."""
-    tables = [json.loads(path.read_text()) for path in files]
-    for path, table in zip(files, tables, strict=True):
-        if list(table["rows"]) != list(robustness.CONDITIONS):
-            raise TrainingError(f"{path} was measured under other conditions: delete it, run training.crossval again")
-    return robustness.pool(tables) if tables else None
+def _conditions_of_today(path: Path) -> dict[str, Any]:
+    """A robustness table. Raises TrainingError where it was measured under other conditions than today's."""
+    table = json.loads(path.read_text())
+    if list(table["rows"]) != list(robustness.CONDITIONS):
+        raise TrainingError(f"{path} was measured under other conditions: delete it, run training.crossval again")
+    return table
 
 
 def _without_clips(table: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -320,7 +417,9 @@ def main(argv: list[str] | None = None) -> int:
         runs, out = args.runs or Path("runs") / name, args.out or RESULTS / name
         _writable(runs, "--runs")
         _writable(out, "--out")
-        _same_settings(runs, {"config": dataclasses.asdict(config), "dataset": args.data.resolve().name})
+        ours = {"config": dataclasses.asdict(config), "dataset": args.data.resolve().name, "data_sha256": None}
+        _same_settings(runs, ours)
+        _same_result(out, ours)
         rows = read_rows(args.data, esc10=config.classes == "esc10")
         for fold in args.folds:  # one that does not exist is reported now, not after the others
             in_folds(rows, [fold])
@@ -335,12 +434,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, out: Path, robust: bool) -> None:
+    elsewhere = _elsewhere(out, runs)
     for place, fold in enumerate(folds, start=1):
         print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)
         before = _read_record(runs / f"fold{fold}")
-        with _room_in(runs, "--runs"):
-            folder = run_fold(dataclasses.replace(config, fold=fold), data, runs, robust=robust)
-        if place < len(folds) and before == _read_record(folder):
+        if fold in elsewhere:
+            lacks = robust and not elsewhere[fold]["robustness"]
+            lacks = ", without robustness: another --out measures it here" if lacks else ""
+            print(f"fold {fold} was measured on another machine and stays as {out} tells it{lacks}", flush=True)
+        else:
+            with _room_in(runs, "--runs"):
+                run_fold(dataclasses.replace(config, fold=fold), data, runs, robust=robust)
+        if place < len(folds) and before == _read_record(runs / f"fold{fold}"):
             continue  # nothing new to tell
         with _room_in(out, "--out"):
             results = gather(runs, out)

@@ -8,9 +8,10 @@ Everything random is drawn from (seed, condition, file name): a row depends neit
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,15 @@ def pool(tables: Iterable[dict[str, Any]]) -> dict[str, Any]:
     hits = {name: [hit for t in tables for hit in t["rows"][name]["hits"]] for name in CONDITIONS}
     folds, files = ([x for t in tables for x in t[key]] for key in ("folds", "files"))
     return _table(folds, files, hits, tables[0]["seed"])
+
+
+def part(table: dict[str, Any], fold: int, folds: Mapping[str, int]) -> dict[str, Any] | None:
+    """What a pooled table says of one fold, None for nothing; `folds`: of every clip by its file's name."""
+    inside = [folds[name] == fold for name in table["files"]]
+    if not any(inside):
+        return None
+    hits = {name: list(itertools.compress(row["hits"], inside)) for name, row in table["rows"].items()}
+    return _table([fold], list(itertools.compress(table["files"], inside)), hits, table["seed"])
 
 
 def _draw(rows: list[Row], clips: int, seed: int) -> list[Row]:
