@@ -4,6 +4,7 @@ Every function takes a numpy Generator: the run derives one from (seed, epoch, s
 numbers as an uninterrupted one. B batch, F mel bins, T frames, N classes.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from cnn.mel import LogMel, MelConfig
 from training.config import TrainConfig
+
+GRAINS = 2**21  # of the table that noise is taken from, 8 MB
 
 
 def augment(
@@ -56,23 +59,20 @@ def warp(
 ) -> Tensor:
     """(B, F, T) -> (B, F, frames): start, time stretch and frequency shift, each drawn per clip.
 
-    Time is interpolated linearly and wraps round; the start is anywhere (`roll`) or where the frames still fit. Bins
-    shifted in from beyond the edge repeat the edge.
+    Time goes by whole frames, the nearest ones, and wraps round: between two frames noise would be smoother than any
+    sound that is heard in use. The start is anywhere (`roll`) or where the frames still fit. Bins shifted in from
+    beyond the edge repeat the edge.
     """
     batch, bins, length = db.shape
     start = rng.uniform(0, length if roll else max(length - frames, 0), (batch, 1))
     rate = np.exp(rng.uniform(np.log(stretch_min), np.log(stretch_max), (batch, 1)))
-    position = (start + rate * np.arange(frames)) % length  # (B, frames)
-    left = np.floor(position).astype(np.int64) % length
-    right = torch.from_numpy((left + 1) % length)
-    weight = torch.from_numpy((position - np.floor(position)).astype(np.float32))
-    left = torch.from_numpy(left)
+    columns = np.floor(start + rate * np.arange(frames) + 0.5).astype(np.int64) % length  # (B, frames)
     shift = rng.integers(-shift_bins, shift_bins + 1, (batch, 1))
-    rows = torch.from_numpy(np.clip(np.arange(bins) + shift, 0, bins - 1))
+    rows = np.clip(np.arange(bins) + shift, 0, bins - 1)  # (B, F)
     out = db.new_empty(batch, bins, frames)
-    for i, clip in enumerate(db):  # one clip stays in the processor's cache: a third of the time of gather on all
-        moved = torch.lerp(clip.index_select(1, left[i]), clip.index_select(1, right[i]), weight[i])
-        torch.index_select(moved, 0, rows[i], out=out[i])
+    for clip, row, column, place in zip(db, torch.from_numpy(rows), torch.from_numpy(columns), out, strict=True):
+        # one clip stays in the processor's cache: a third of the time of gather on all
+        torch.index_select(clip.index_select(0, row), 1, column, out=place)
     return out
 
 
@@ -118,14 +118,28 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
     colour = np.exp(-rng.uniform(-2.4, 4, (batch, 1)) * f / bins)  # -2.4: mel bins widen, so white noise rises
     chosen = np.flatnonzero(some(config.noise))
     shape = (level * colour / colour.mean(axis=1, keepdims=True))[chosen].astype(np.float32)
-    grain = np.exp(0.5 * rng.standard_normal((len(chosen), bins, frames), dtype=np.float32))  # some 2 dB up and down
-    noise = mean[chosen] * torch.from_numpy(shape)[:, :, None] * torch.from_numpy(grain)
+    noise = mean[chosen] * torch.from_numpy(shape)[:, :, None] * grain(len(chosen), bins, frames, rng)
     noisy = power.index_add(0, torch.from_numpy(chosen), noise)
 
     length = rng.uniform(0.3, 1.0, (batch, 1)) * frames
     start = rng.uniform(0, 1, (batch, 1)) * (frames - length)
     kept = ~some(config.silence) | ((t >= start) & (t < start + length))
     return noisy.mul_(gain).mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
+
+
+@functools.cache
+def _grains() -> np.ndarray:
+    """(GRAINS,) factors of power, log-normal: some 2 dB up and down."""
+    return np.exp(0.5 * np.random.default_rng(0).standard_normal(GRAINS, dtype=np.float32))
+
+
+def grain(count: int, bins: int, frames: int, rng: np.random.Generator) -> Tensor:
+    """How noise flickers, (count, bins, frames): stretches of one long table, since drawing all anew takes as long as
+    all else that is done to a batch."""
+    cells, table = bins * frames, _grains()
+    starts = rng.integers(0, GRAINS - min(cells, GRAINS), count, endpoint=True)
+    stretches = [np.resize(table[at : at + cells], cells) for at in starts]
+    return torch.from_numpy(np.array(stretches, np.float32).reshape(count, bins, frames))
 
 
 def _where_it_sounds(power: Tensor) -> Tensor:
