@@ -152,7 +152,7 @@ PLAIN: dict[str, Any] = {
 # half the width and depth and a coarse first step: what a clip teaches costs a tenth of the time, so that hundreds of
 # epochs fit into an hour; robust to what phones and rooms do
 BEST: dict[str, Any] = {
-    "model": "resnet18", "width": 32, "stem_stride": 4, "epochs": 800, "gentle": 0.3, "max_lr": 3e-3,
+    "model": "resnet18", "width": 32, "stem_stride": 4, "epochs": 640, "gentle": 0.3, "max_lr": 3e-3,
     "crop_frames": 208, "mixup": 0.9, "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2,
     "noise": 0.35, "background": 0.25, "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
