@@ -62,7 +62,16 @@ class MelConfig:
     @property
     def centres(self) -> np.ndarray:
         """Centre of each mel bin in Hz, (F,), on the HTK scale: mel = 2595 log10(1 + f / 700)."""
-        mels = np.linspace(_mel(self.f_min), _mel(self.f_max), self.n_mels + 2)[1:-1]
+        return self._edges[1:-1]
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Width of each mel bin in Hz at half its height, (F,)."""
+        return (self._edges[2:] - self._edges[:-2]) / 2
+
+    @property
+    def _edges(self) -> np.ndarray:
+        mels = np.linspace(_mel(self.f_min), _mel(self.f_max), self.n_mels + 2)
         return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
 
 

@@ -1,5 +1,6 @@
 """Augmentation does what its names say, and the labels follow."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,10 @@ from training import augment, config
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(3)
+
+
+def front_end_of(bins: int) -> MelConfig:
+    return dataclasses.replace(MELS["16k"], n_mels=bins)
 
 
 def test_warping_without_stretch_or_shift_is_a_circular_roll():
@@ -38,7 +43,7 @@ def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
     power = torch.zeros(40, 40, 50)
     level = 10.0 ** torch.linspace(-3, 3, 40)
     power[torch.arange(40), torch.arange(40), :25] = level[:, None]
-    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), MELS["16k"], rng())
+    changed = augment.outside(power, config.make("resnet34-16k", background=1.0), front_end_of(40), rng())
     own = torch.eye(40, dtype=torch.bool)
     others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
     below = -10 * others[others > 0].log10()
@@ -49,7 +54,7 @@ def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
 def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     power = torch.ones(64, 128, 50)
     power[:, :, 25] = 1e-6
-    changed = augment.outside(power, config.make("resnet34-16k", **{defect: 1.0}), MELS["16k"], rng())
+    changed = augment.outside(power.clone(), config.make("resnet34-16k", **{defect: 1.0}), MELS["16k"], rng())
     ratio = changed / power
     if defect in ("lowpass", "highpass"):
         lost = ratio[:, -1 if defect == "lowpass" else 0, 0]
@@ -59,7 +64,7 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
         kept = (changed[:, 0] > 0).sum(dim=1)
         assert set(ratio.unique().tolist()) == {0.0, 1.0} and 14 <= kept.min() < 20 and kept.max() > 40
     else:
-        assert (changed > power).all() and (ratio[:, :, 25] > 2).all()  # what was quiet is covered
+        assert (ratio[:, :, 25] > 1).float().mean() > 0.9  # what was quiet is covered
         assert 1e-4 < changed.mean() / power.mean() - 1 < 0.5
     assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
 
@@ -67,7 +72,7 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
 def test_the_share_of_spared_clips_meets_no_defect_at_all():
     power = torch.rand(400, 16, 20, generator=torch.Generator().manual_seed(0)) + 0.1
     every = {"lowpass": 1.0, "highpass": 1.0, "silence": 1.0, "noise": 1.0, "background": 1.0, "reverb": 1.0}
-    changed = augment.outside(power.clone(), config.make("resnet34-16k", spared=0.4, **every), MELS["16k"], rng())
+    changed = augment.outside(power.clone(), config.make("resnet34-16k", spared=0.4, **every), front_end_of(16), rng())
     untouched = torch.isclose(changed, power).all(dim=2).all(dim=1)
     assert 0.33 < untouched.float().mean() < 0.47
     assert not torch.isclose(changed, power).all(dim=2)[~untouched].all(dim=1).any()
@@ -76,12 +81,31 @@ def test_the_share_of_spared_clips_meets_no_defect_at_all():
 def test_reverberation_falls_by_60_db_over_t60_and_keeps_the_energy():
     power = torch.zeros(2, 3, 60)
     power[:, :, 10] = 1.0
-    smeared = augment.reverberate(power, np.array([[20.0], [20.0]]), np.array([[1.0], [0.0]]))
+    t60, wet, even = np.array([[20.0], [20.0]]), np.array([[1.0], [0.0]]), torch.ones_like(power)
+    smeared = augment.reverberate(power, t60, wet, even)
     torch.testing.assert_close(smeared[0, 0, 30] / smeared[0, 0, 10], torch.tensor(1e-6))
     torch.testing.assert_close(smeared[0].sum(dim=1), torch.ones(3))
     assert torch.equal(smeared[0, 0, :10], torch.zeros(10)) and torch.equal(smeared[1], power[1])  # no wet: untouched
-    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), MELS["16k"], rng())
+    changed = augment.outside(power, config.make("resnet34-16k", reverb=1.0), front_end_of(3), rng())
     assert (changed[:, :, 11] > 0).all()
+
+
+def test_sounds_meet_in_the_picture_as_they_do_in_the_air():
+    """Noise and mixtures made of power alone are as rough, bin by bin, as those made of waveforms."""
+    mel = MELS["16k"]
+    waves = torch.randn(2, 60 * mel.sample_rate, generator=torch.Generator().manual_seed(7))
+    one, other = LogMel(mel).power(waves)
+    heard = LogMel(mel).power(waves.sum(dim=0, keepdim=True))[0]
+    grain, meeting = (augment.stretches(table, (1, 128, 3000), rng())[0] for table in augment.texture(mel))
+    made = augment.together(one[:, :3000].clone(), other[:, :3000], meeting)
+
+    def roughness(power: torch.Tensor) -> torch.Tensor:
+        return power.std(dim=1) / power.mean(dim=1)  # (F,)
+
+    torch.testing.assert_close(roughness(grain), roughness(one), rtol=0.15, atol=0)
+    torch.testing.assert_close(roughness(made), roughness(heard), rtol=0.15, atol=0)
+    torch.testing.assert_close(made.mean(dim=1), heard.mean(dim=1), rtol=0.1, atol=0)
+    assert roughness(one + other).mean() < 0.8 * roughness(heard).mean()  # what power alone would have made
 
 
 def test_masks_hide_no_more_than_they_may_and_something():

@@ -6,6 +6,7 @@ numbers as an uninterrupted one. B batch, F mel bins, T frames, N classes.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from cnn.mel import LogMel, MelConfig
 from training.config import TrainConfig
 
-GRAINS = 2**21  # of the table that noise is taken from, 8 MB
+TABLE = 8192  # frames of noise that textures are cut from, some minutes
 
 
 def augment(
@@ -37,7 +38,7 @@ def augment(
         # sounds add up in the air: amplitudes in the ratio share : 1 - share (Tokozume et al. 2018, arXiv 1711.10282)
         a = share[:, None, None]
         other = power.index_select(0, partner).mul_((1 - a) ** 2)
-        power = power.mul_(a**2).add_(other)
+        power = together(power.mul_(a**2), other, stretches(texture(front_end.config)[1], power.shape, rng))
     x = front_end.standardise(front_end.to_db(power))  # (B, 1, F, crop)
     if mix and config.mixup_domain == "input":
         a = share[:, None, None, None]
@@ -77,18 +78,19 @@ def warp(
 
 
 def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.Generator) -> Tensor:
-    """Power (B, F, T) as phones, messengers and old archives leave it; each defect on its share of the clips.
+    """Power (B, F, T) as phones, messengers and old archives leave it, in place; each defect on its share of clips.
 
     Low- and high-pass fall off by 40 to 120 dB over a sixteenth of the bins and reach digital silence far from the
     edge, a kept stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has
-    any colour between white and brown, another clip in the background lies 3 to 25 dB below, reverberation is an
-    exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
+    any colour between white and brown (1 / f^0 to 1 / f^2), another clip in the background lies 3 to 25 dB below,
+    reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
     defects = (config.lowpass, config.highpass, config.silence, config.noise, config.background, config.reverb)
     if not any(defects):
         return power  # and draw nothing
     batch, bins, frames = power.shape
     f, t = np.arange(bins), np.arange(frames)
+    grain, meeting = texture(mel)
     spared = rng.random((batch, 1)) < config.spared if config.spared else np.zeros((batch, 1), bool)
 
     def some(probability: float) -> np.ndarray:
@@ -96,7 +98,10 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
 
     if config.reverb:
         wet = np.where(some(config.reverb), rng.uniform(0.3, 1.0, (batch, 1)), 0.0)
-        power = reverberate(power, rng.uniform(0.2, 0.8, (batch, 1)) * mel.sample_rate / mel.hop_length, wet)
+        t60 = rng.uniform(0.2, 0.8, (batch, 1)) * mel.sample_rate / mel.hop_length
+        chosen = np.flatnonzero(wet)
+        flicker = stretches(grain, (len(chosen), bins, frames), rng)
+        power[chosen] = reverberate(power[chosen], t60[chosen], wet[chosen], flicker)
 
     edge = rng.uniform(0.35, 1.0, (batch, 1)) * bins
     slope = rng.uniform(5, 15, (batch, 1)) * 128 / bins  # dB per bin
@@ -112,34 +117,54 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
         other = torch.from_numpy(rng.permutation(batch))[chosen]
         below = torch.from_numpy(rng.uniform(3, 25, batch).astype(np.float32))[chosen, None, None]
         scale = mean[chosen] / mean[other].clamp_min(1e-20) * 10.0 ** (-below / 10.0)
-        power = power.index_add(0, chosen, power[other] * scale)
+        crossing = stretches(meeting, (len(chosen), bins, frames), rng)
+        power[chosen] = together(power[chosen], power[other] * scale, crossing)
 
     level = 10 ** (rng.uniform(-30, 0, (batch, 1)) / 10)
-    colour = np.exp(-rng.uniform(-2.4, 4, (batch, 1)) * f / bins)  # -2.4: mel bins widen, so white noise rises
+    colour = mel.widths * mel.centres ** -rng.uniform(0, 2, (batch, 1))
     chosen = np.flatnonzero(some(config.noise))
     shape = (level * colour / colour.mean(axis=1, keepdims=True))[chosen].astype(np.float32)
-    noise = mean[chosen] * torch.from_numpy(shape)[:, :, None] * grain(len(chosen), bins, frames, rng)
-    noisy = power.index_add(0, torch.from_numpy(chosen), noise)
+    noise = stretches(grain, (len(chosen), bins, frames), rng)
+    noise.mul_(mean[chosen] * torch.from_numpy(shape)[:, :, None])
+    power[chosen] = together(power[chosen], noise, stretches(meeting, noise.shape, rng))
 
     length = rng.uniform(0.3, 1.0, (batch, 1)) * frames
     start = rng.uniform(0, 1, (batch, 1)) * (frames - length)
     kept = ~some(config.silence) | ((t >= start) & (t < start + length))
-    return noisy.mul_(gain).mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
+    return power.mul_(gain).mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
 
 
-@functools.cache
-def _grains() -> np.ndarray:
-    """(GRAINS,) factors of power, log-normal: some 2 dB up and down."""
-    return np.exp(0.5 * np.random.default_rng(0).standard_normal(GRAINS, dtype=np.float32))
+@functools.lru_cache(maxsize=8)
+def texture(mel: MelConfig) -> tuple[Tensor, Tensor]:
+    """How rough sound is in this front end's cells, (F, TABLE) each, taken from two white noises.
+
+    The first is a noise's power as a multiple of its mean: exponentially distributed where a bin is as narrow as the
+    transform's, nearly constant where it is wide. The second, -1..1, is how two sounds meet: by chance they add up or
+    cancel out, |a + b|^2 = |a|^2 + |b|^2 + 2 r |a| |b|.
+    """
+    front_end = LogMel(mel)
+    noise = torch.randn(2, (TABLE - 1) * mel.hop_length, generator=torch.Generator().manual_seed(0))
+    of, window = front_end.mel.spectrogram, front_end.mel.spectrogram.window
+    one, two = torch.stft(noise, of.n_fft, of.hop_length, of.win_length, window, return_complex=True)  # (K, TABLE)
+    scale = front_end.mel.mel_scale
+    power, other, both = scale(one.abs().square()), scale(two.abs().square()), scale((one * two.conj()).real)
+    empty = power.amax(dim=1, keepdim=True) == 0  # a bin between two of the transform's
+    grain = torch.where(empty, 1.0, power / power.mean(dim=1, keepdim=True))
+    return grain, torch.where(empty, 0.0, both / (power * other).sqrt()).clamp(-1.0, 1.0)
 
 
-def grain(count: int, bins: int, frames: int, rng: np.random.Generator) -> Tensor:
-    """How noise flickers, (count, bins, frames): stretches of one long table, since drawing all anew takes as long as
-    all else that is done to a batch."""
-    cells, table = bins * frames, _grains()
-    starts = rng.integers(0, GRAINS - min(cells, GRAINS), count, endpoint=True)
-    stretches = [np.resize(table[at : at + cells], cells) for at in starts]
-    return torch.from_numpy(np.array(stretches, np.float32).reshape(count, bins, frames))
+def stretches(table: Tensor, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """(B, F, T) cut from anywhere in a table (F, TABLE)."""
+    count, bins, frames = shape
+    out = table.new_empty(count, bins, frames)
+    for place, start in zip(out, rng.integers(0, table.shape[1] - frames, count, endpoint=True), strict=True):
+        place.copy_(table[:, start : start + frames])
+    return out
+
+
+def together(one: Tensor, other: Tensor, meeting: Tensor) -> Tensor:
+    """The power of two sounds at once, in place of `meeting`, which says how they meet."""
+    return meeting.mul_(2.0).mul_((one * other).sqrt_()).add_(one).add_(other)
 
 
 def _where_it_sounds(power: Tensor) -> Tensor:
@@ -149,19 +174,17 @@ def _where_it_sounds(power: Tensor) -> Tensor:
     return (by_frame * sounding).sum(dim=2, keepdim=True) / sounding.sum(dim=2, keepdim=True).clamp_min(1)
 
 
-def reverberate(power: Tensor, t60: np.ndarray, wet: np.ndarray) -> Tensor:
-    """Power (B, F, T) -> the same with `wet` (B, 1) of its energy as an exponential tail of `t60` (B, 1) frames."""
-    taps = min(power.shape[2], math.ceil(t60.max()) + 1)
+def reverberate(power: Tensor, t60: np.ndarray, wet: np.ndarray, grain: Tensor) -> Tensor:
+    """Power (B, F, T) -> the same with `wet` (B, 1) of its energy as an exponential tail of `t60` (B, 1) frames, as
+    rough as noise, `grain` (B, F, T), is: reflections meet by chance."""
+    taps = min(power.shape[2], math.ceil(t60.max(initial=0.0)) + 1)
     tail = 10.0 ** (-6.0 * np.arange(taps)[::-1] / t60)  # (B, taps), the newest last; power falls by 60 dB over T60
-    tail = wet * tail / tail.sum(axis=1, keepdims=True)
-    tail[:, -1:] += 1.0 - wet
-    chosen = torch.from_numpy(np.flatnonzero(wet))
-    kernel = torch.from_numpy(tail.astype(np.float32))[chosen, None]  # (wet clips, 1, taps), one per clip
-    by_bin = power.transpose(0, 1).contiguous()  # (F, B, T)
-    if len(chosen):
-        dry = nnf.pad(by_bin[:, chosen], (taps - 1, 0))  # (F, wet clips, T + taps - 1)
-        by_bin[:, chosen] = nnf.conv1d(dry, kernel, groups=len(chosen))
-    return by_bin.transpose(0, 1)
+    kernel = torch.from_numpy((wet * tail / tail.sum(axis=1, keepdims=True)).astype(np.float32))[:, None]
+    dry = power * torch.from_numpy(1.0 - wet.astype(np.float32))[:, :, None]
+    if not len(power):
+        return dry
+    by_bin = nnf.pad(power.transpose(0, 1), (taps - 1, 0))  # (F, B, taps - 1 + T)
+    return dry.add_(nnf.conv1d(by_bin, kernel, groups=len(power)).transpose(0, 1).mul(grain))
 
 
 def equaliser(batch: int, bins: int, knots: int, eq_db: float, gain_db: float, rng: np.random.Generator) -> Tensor:
