@@ -34,10 +34,12 @@ def augment(
     power = outside(power, config, front_end.config, rng)
     share = torch.from_numpy(rng.beta(config.mixup_alpha, config.mixup_alpha, len(db)).astype(np.float32))
     partner = torch.from_numpy(rng.permutation(len(db)))
-    if mix and config.mixup_domain == "power":
-        # sounds add up in the air: amplitudes in the ratio share : 1 - share (Tokozume et al. 2018, arXiv 1711.10282)
+    if mix and config.mixup_domain != "input":
+        # sounds add up in the air, amplitudes in the ratio share : 1 - share; where both are as loud before, the label
+        # of a mix says who is louder (between-class learning, Tokozume et al. 2018, arXiv 1711.10282)
         a = share[:, None, None]
-        other = power.index_select(0, partner).mul_((1 - a) ** 2)
+        scale = match(power, partner) if config.mixup_domain == "level" else 1.0
+        other = power.index_select(0, partner).mul_(scale * (1 - a) ** 2)
         power = together(power.mul_(a**2), other, stretches(texture(front_end.config)[1], power.shape, rng))
     x = front_end.standardise(front_end.to_db(power))  # (B, 1, F, crop)
     if mix and config.mixup_domain == "input":
@@ -172,6 +174,13 @@ def _where_it_sounds(power: Tensor) -> Tensor:
     by_frame = power.mean(dim=1, keepdim=True)  # (B, 1, T)
     sounding = by_frame > 1e-8 * by_frame.amax(dim=2, keepdim=True)
     return (by_frame * sounding).sum(dim=2, keepdim=True) / sounding.sum(dim=2, keepdim=True).clamp_min(1)
+
+
+def match(power: Tensor, partner: Tensor) -> Tensor:
+    """(B, F, T), (B,) -> (B, 1, 1): what makes each clip's partner as loud as itself; 1 where either is silent."""
+    ours = _where_it_sounds(power)
+    theirs = ours[partner]
+    return torch.where((ours > 0) & (theirs > 0), ours / theirs, 1.0)
 
 
 def reverberate(power: Tensor, t60: np.ndarray, wet: np.ndarray, grain: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mel": tuple(MELS),
     "classes": ("esc50", "esc10"),
     "schedule": ("onecycle", "cosine"),
-    "mixup_domain": ("power", "input"),
+    "mixup_domain": ("level", "power", "input"),
     "precision": ("auto", "bf16", "fp32"),
     "layout": ("auto", "channels_last", "contiguous"),
 }
@@ -85,7 +85,7 @@ class TrainConfig:
     mixup_end: float = 0.3  # the same in the last part of the run
     mixup_end_share: float = 0.2  # how long that is, as a share of the epochs
     mixup_alpha: float = 1.0  # shares are drawn from Beta(alpha, alpha); 1: uniform
-    mixup_domain: str = "power"  # sounds add up in the air; or input: on the standardised picture, as Zhang et al. do
+    mixup_domain: str = "level"  # sounds add up, both made as loud; power: as loud as they are; input: pictures add up
     freq_masks: int = 2  # how many, as SpecAugment does (Park et al. 2019, arXiv 1904.08779)
     freq_mask_bins: int = 21  # width of each, uniform from 0 to this
     time_masks: int = 2
