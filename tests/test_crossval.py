@@ -283,6 +283,15 @@ def test_what_cannot_work_is_told_before_the_training(tone_data: Path, tmp_path:
         gather(tmp_path / "runs", tmp_path / "out")
 
 
+@pytest.mark.parametrize("out", sorted(crossval.RESULTS.iterdir()), ids=lambda out: out.name)
+def test_committed_results_follow_from_their_table_and_are_of_the_file_in_the_box(out: Path):
+    told, again = json.loads((out / "results.json").read_text()), recompute(out / "predictions.csv")
+    assert {key: told[key] for key in again if key != "folds"} == {k: v for k, v in again.items() if k != "folds"}
+    (fold,) = (row for row in told["folds"] if row["fold"] == 5)
+    assert fold["sha256"] == sha256(checkpoint.BOX / out.name / "best_model.pth")
+    assert told["robustness"]["rows"]["clean"]["accuracy"] == told["mean"]
+
+
 class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
