@@ -15,8 +15,8 @@ import torch
 
 from cnn import checkpoint
 from training import config as configs
-from training import crossval, figures
-from training.crossval import gather, run_fold, sha256
+from training import crossval, figures, gather
+from training.crossval import run_fold
 from training.evaluate import read_predictions, recompute, write_predictions
 from training.report import page
 from training.robustness import CONDITIONS
@@ -40,7 +40,7 @@ def crossed(tone_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(crossed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, to be broken; without pictures, which take most of the time."""
-    monkeypatch.setattr(crossval, "_pictures", lambda *_: {})
+    monkeypatch.setattr(gather, "_pictures", lambda *_: {})
     shutil.copytree(crossed, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -89,7 +89,7 @@ def test_the_figures_are_those_of_the_weights_that_lie_there(crossed: Path):
     for row in results_of(crossed)["folds"]:
         best = crossed / "runs" / f"fold{row['fold']}" / "best_model.pth"
         weights = checkpoint.load(best)
-        assert row["sha256"] == sha256(best) and weights.metrics["accuracy"] == row["accuracy"]
+        assert row["sha256"] == gather.sha256(best) and weights.metrics["accuracy"] == row["accuracy"]
         assert weights.provenance["fold_held_out"] == row["fold"] == weights.recipe["fold"]
 
 
@@ -136,10 +136,10 @@ def test_stopped_and_started_again_it_ends_as_if_it_had_not_been(
     assert_same_answers(folder / "predictions.csv", whole / "predictions.csv")
     assert json.loads(record.read_text())["seconds"] > 5000
     assert len(told) >= 3  # after the epoch, the weights and the measurement
-    logs = [crossval._scalars(run / "tensorboard_logs") for run in (whole, folder)]
+    logs = [gather._scalars(run / "tensorboard_logs") for run in (whole, folder)]
     for tag in ("train/loss", "train/accuracy", "lr"):
         assert [epoch for epoch, _ in logs[1][tag]] == [1, 2] and logs[1][tag] == logs[0][tag]
-    results = gather(tmp_path / "runs", tmp_path / "out")
+    results = gather.gather(tmp_path / "runs", tmp_path / "out")
     assert results["robustness"] is None and results["std"] is None and results["missing"] == [1, 5]
 
 
@@ -217,7 +217,7 @@ def test_what_was_measured_on_another_machine_stays_and_is_not_trained_again(
 def test_a_folder_beside_the_folds_is_none_of_them(copy: Path, tone_data: Path):
     shutil.copytree(copy / "runs" / "fold1", copy / "runs" / "fold1-old")
     before = results_of(copy)
-    assert gather(copy / "runs", copy / "out") == before
+    assert gather.gather(copy / "runs", copy / "out") == before
 
 
 def test_a_full_disk_is_told_with_the_folder_and_the_flag(
@@ -233,7 +233,7 @@ def test_a_full_disk_is_told_with_the_folder_and_the_flag(
         said = capsys.readouterr().err
         assert said.startswith(f"error: {copy / folder}: No space left on device: ") and f"another {flag}" in said
         monkeypatch.setattr(crossval, "write_predictions", write_predictions)
-        monkeypatch.setattr(crossval, "recompute", full)
+        monkeypatch.setattr(gather, "recompute", full)
 
 
 def test_other_weights_in_their_place_are_measured_and_not_believed(
@@ -244,13 +244,13 @@ def test_other_weights_in_their_place_are_measured_and_not_believed(
     state = {k: v.flip(0) if k.startswith("head.") else v for k, v in weights.state_dict.items()}
     checkpoint.save(dataclasses.replace(weights, state_dict=state), best)
     with pytest.raises(TrainingError, match=r"best_model\.pth is not what was measured"):
-        gather(copy / "runs", copy / "out")
+        gather.gather(copy / "runs", copy / "out")
     monkeypatch.setattr(crossval, "train", no_training)
     before, said = results_of(copy), (copy / "out" / "predictions.csv").read_text().splitlines()
     assert command(tone_data, copy, "--no-robustness") == 0
     after, says = results_of(copy), (copy / "out" / "predictions.csv").read_text().splitlines()
     assert "it is measured again" in capsys.readouterr().out
-    assert after["folds"][0]["sha256"] == sha256(best) != before["folds"][0]["sha256"]
+    assert after["folds"][0]["sha256"] == gather.sha256(best) != before["folds"][0]["sha256"]
     assert [a == b for a, b in zip(said, says, strict=True)] == [True] + [False] * 6 + [True] * 6
     assert after["robustness"] is None and not (copy / "out" / "robustness.json").exists()  # was of the other weights
 
@@ -280,7 +280,7 @@ def test_what_cannot_work_is_told_before_the_training(tone_data: Path, tmp_path:
     assert "--folds 2 holds out that one" in told("--fold=2")
     assert "esc50.csv" in told(f"--data={tmp_path}")
     with pytest.raises(TrainingError, match="no measured fold"):
-        gather(tmp_path / "runs", tmp_path / "out")
+        gather.gather(tmp_path / "runs", tmp_path / "out")
 
 
 @pytest.mark.parametrize("out", sorted(crossval.RESULTS.iterdir()), ids=lambda out: out.name)
@@ -288,7 +288,7 @@ def test_committed_results_follow_from_their_table_and_are_of_the_file_in_the_bo
     told, again = json.loads((out / "results.json").read_text()), recompute(out / "predictions.csv")
     assert {key: told[key] for key in again if key != "folds"} == {k: v for k, v in again.items() if k != "folds"}
     (fold,) = (row for row in told["folds"] if row["fold"] == 5)
-    assert fold["sha256"] == sha256(checkpoint.BOX / out.name / "best_model.pth")
+    assert fold["sha256"] == gather.sha256(checkpoint.BOX / out.name / "best_model.pth")
     assert told["robustness"]["rows"]["clean"]["accuracy"] == told["mean"]
 
 

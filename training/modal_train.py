@@ -35,9 +35,10 @@ from training import esc50
 from training import train as loop
 from training.card import CardError
 from training.config import TrainConfig
-from training.crossval import FOLDS, RESULTS, gather, run_fold
+from training.crossval import FOLDS, RESULTS, run_fold
 from training.data import DataError
 from training.evaluate import write_whole
+from training.gather import gather
 from training.logs import TensorBoard
 from training.publish import PublishError, commands, publish
 from training.state import NotWritten, TrainingError, commit
