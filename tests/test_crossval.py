@@ -197,6 +197,10 @@ def test_what_was_measured_on_another_machine_stays_and_is_not_trained_again(
     assert command(tone_data, copy, "--no-robustness", folds="2,1") == 0
     assert "fold 1 was measured on another machine and stays" in capsys.readouterr().out
     assert results_of(copy) == wanted and {name: (folder / name).read_bytes() for name in tables} == tables
+    (copy / "runs" / "fold1").mkdir()  # begun here too, before it was known
+    begun = json.loads((copy / "runs" / "fold2" / "fold.json").read_text()) | {"fold": 1, "files": {}}
+    (copy / "runs" / "fold1" / "fold.json").write_text(json.dumps(begun))
+    assert command(tone_data, copy, "--no-robustness", folds="2,1") == 0 and results_of(copy) == wanted
     shutil.rmtree(copy / "runs")
     monkeypatch.setattr(crossval, "train", no_training)
     assert command(tone_data, copy) == 0

@@ -180,7 +180,7 @@ def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, ou
     for place, fold in enumerate(folds, start=1):
         print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)
         before = read_record(runs / f"fold{fold}")
-        if fold in elsewhere:
+        if fold in elsewhere and not (runs / f"fold{fold}" / BEST).exists():
             lacks = robust and not elsewhere[fold]["robustness"]
             lacks = ", without robustness: another --out measures it here" if lacks else ""
             print(f"fold {fold} was measured on another machine and stays as {out} tells it{lacks}", flush=True)

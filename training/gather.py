@@ -168,11 +168,12 @@ def _measured(folder: Path, record: dict[str, Any], weights: Checkpoint) -> dict
 
 
 def elsewhere_measured(out: Path, runs: Path) -> dict[int, dict[str, Any]]:
-    """All that `out` tells of folds that were not begun in `runs`, as `_measured` tells it; nothing where it is empty.
+    """All that `out` tells of folds that are not measured in `runs`, as `_measured` does; nothing where it is empty.
 
     Raises TrainingError where its files are damaged or do not belong together.
     """
-    here = {int(folder.name.removeprefix("fold")) for folder in folders_in(runs)}
+    records = [read_record(folder) for folder in folders_in(runs)]
+    here = {record["fold"] for record in records if PREDICTIONS in record["files"]}
     told = _read_result(out)
     rows = {row["fold"]: row for row in told.get("folds", []) if row["fold"] not in here}
     if not rows:
