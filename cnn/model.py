@@ -1,7 +1,8 @@
 """The networks: a residual CNN over a log-mel picture, optionally with squeeze-and-excitation and a feature pyramid.
 
-`resnet34`, `resnet18` (He et al. 2015, arXiv 1512.03385) and `se_fpn` (Hu et al. 2017, arXiv 1709.01507; Lin et al.
-2016, arXiv 1612.03144) are one class with different fields. B batch, C channels, F mel bins, T frames, N classes.
+`resnet34`, `resnet18`, `resnet10` (He et al. 2015, arXiv 1512.03385) and `se_fpn` (Hu et al. 2017, arXiv 1709.01507;
+Lin et al. 2016, arXiv 1612.03144) are one class with different fields.
+B batch, C channels, F mel bins, T frames, N classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -56,10 +57,11 @@ class ModelConfig:
 
 RESNET34 = ModelConfig()
 RESNET18 = ModelConfig(name="resnet18", depths=(2, 2, 2, 2))
+RESNET10 = ModelConfig(name="resnet10", depths=(1, 1, 1, 1))
 SE_FPN = ModelConfig(
     name="se_fpn", se=True, fpn_channels=128, head_hidden=(256, 128), head_dropouts=(0.5, 0.3, 0.2)
 )
-MODELS: dict[str, ModelConfig] = {"resnet34": RESNET34, "resnet18": RESNET18, "se_fpn": SE_FPN}
+MODELS: dict[str, ModelConfig] = {"resnet34": RESNET34, "resnet18": RESNET18, "resnet10": RESNET10, "se_fpn": SE_FPN}
 
 
 @dataclass(frozen=True)

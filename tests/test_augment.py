@@ -38,16 +38,24 @@ def test_warped_noise_is_as_rough_as_noise_in_use():
     assert set(slow.diff().tolist()) == {0.0, 1.0} and slow[-1] - slow[0] == pytest.approx(49.5, abs=1)
 
 
-def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds():
+def test_a_background_lies_3_to_25_db_below_the_sound_where_that_sounds_and_does_not_pause():
     """Clip i sounds in bin i only, half of the time, at a level of its own."""
     power = torch.zeros(40, 40, 50)
     level = 10.0 ** torch.linspace(-3, 3, 40)
     power[torch.arange(40), torch.arange(40), :25] = level[:, None]
     changed = augment.outside(power, config.make("resnet34-16k", background=1.0), front_end_of(40), rng())
     own = torch.eye(40, dtype=torch.bool)
-    others = changed.mean(dim=2)[~own].view(40, 39).sum(dim=1) / (level / 2)  # one clip at most, or itself
-    below = -10 * others[others > 0].log10()
+    others = changed[~own].view(40, 39, 50).sum(dim=1)  # one clip at most, or itself
+    assert torch.equal(others, others[:, :1].expand_as(others))  # a level that never changes, also in our silence
+    below = -10 * (others[:, 0] / level)[others[:, 0] > 0].log10()
     assert len(below) > 30 and below.min() >= 3 - 1e-3 and below.max() <= 25 + 1e-3 and below.max() - below.min() > 15
+
+
+def test_what_sounds_of_a_background_is_repeated_from_anywhere_on():
+    clip = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 0.0]).expand(3, 2, 6).clone()
+    clip[2] = 0
+    endless = augment.endless(clip, np.array([0.0, 0.4, 0.9]))[:, 0].tolist()
+    assert endless == [[1, 2, 3, 1, 2, 3], [2, 3, 1, 2, 3, 1], [0] * 6]
 
 
 @pytest.mark.parametrize("defect", ["lowpass", "highpass", "silence", "noise"])

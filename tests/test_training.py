@@ -333,7 +333,7 @@ def test_wrong_names_and_missing_data_are_answered_with_the_right_ones(data: Pat
         config.make("nope")
     with pytest.raises(ValueError, match=r"'learning_rate'.*lr"):
         config.make("resnet34-16k", learning_rate=1)
-    with pytest.raises(ValueError, match=r"resnet34, resnet18, se_fpn"):
+    with pytest.raises(ValueError, match=r"resnet34, resnet18, resnet10, se_fpn"):
         config.make("resnet34-16k", model="vgg")
     with pytest.raises(ValueError, match="a width that 16 divides, not 24"):  # the others corrupt torch's memory
         config.make("resnet34-16k", width=24, layout="channels_last")

@@ -49,7 +49,7 @@ class Feed:
         mix = rng.random() < rise * (config.mixup_end if late else config.mixup)
         soft = nnf.one_hot(self.targets[chosen], self.classes).float()
         config = dataclasses.replace(config, spared=1 - rise * (1 - config.spared))
-        x, soft = augment(self.db.index_select(0, chosen), soft, self.front_end, config, mix, rng)
+        x, soft = augment([self.db[i] for i in chosen], soft, self.front_end, config, mix, rng)
         return Batch(x, soft, chosen, int(rng.integers(2**62)))
 
     def epoch(self, epoch: int, *, ahead: int = 0) -> Iterator[Batch]:
