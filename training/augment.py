@@ -84,8 +84,8 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
 
     Low- and high-pass fall off by 40 to 120 dB over a sixteenth of the bins and reach digital silence far from the
     edge, a kept stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has
-    any colour between white and brown (1 / f^0 to 1 / f^2), another clip in the background, without its pauses, lies 3 to
-    25 dB below, reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
+    any colour between white and brown (1 / f^0 to 1 / f^2), another clip without its pauses lies 3 to 25 dB below as a
+    background, reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
     defects = (config.lowpass, config.highpass, config.silence, config.noise, config.background, config.reverb)
     if not any(defects):
