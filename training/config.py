@@ -149,8 +149,8 @@ PLAIN: dict[str, Any] = {
     "relative": False, "floor_db": -100.0, "roll": False, "stretch_min": 1.0, "stretch_max": 1.0, "shift_bins": 0,
     "eq_db": 0.0, "gain_db": 0.0, "mixup_domain": "input", "mixup_end_share": 0.0, "decay_all": True, "average": 0.0,
 }  # fmt: skip
-# half the width, ten layers and a coarse first step: a clip costs a twentieth of what resnet34 takes, so that a thousand
-# epochs of strongly changed sounds fit into half an hour; robust to what phones and rooms do
+# half the width, ten layers and a coarse first step: a clip costs a twentieth of what it costs resnet34, so that in
+# half an hour a thousand epochs of strongly changed sounds fit; robust to what phones and rooms do
 BEST: dict[str, Any] = {
     "model": "resnet10", "width": 32, "stem_stride": 4, "epochs": 1000, "gentle": 0.3, "max_lr": 3e-3,
     "crop_frames": 208, "stretch_min": 0.7, "stretch_max": 1.4, "shift_bins": 8, "eq_db": 6.0, "mixup": 0.9,
