@@ -243,11 +243,11 @@ class Visitor:
 
     def look_around(self) -> dict[str, float]:
         """Seconds of the slowest interaction of a kind, with the sound in hand."""
-        entered = self.ask("inside", [None, None, PAGES, None, OWN, False, True], "layer4.block1")
+        entered = self.ask("inside", [None, None, PAGES, None, OWN, False, True], "layer4.block0")
         looks = [
             self.ask("inside_look", [None, "dog", scale, False], " is open.", {"open": stop})
             for scale in (OWN, NETWORK)
-            for stop in ("conv1", "layer1", "layer3.block1", "layer4", "head")
+            for stop in ("conv1", "layer1", "layer3.block0", "layer4", "head")
         ]
         explained = self.ask("why", [None, None, False, True], "random mask")
         return {"(e) a click in Inside": max(entered, *looks), "(e) an explanation in Why": explained}
