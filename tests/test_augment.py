@@ -27,6 +27,14 @@ def test_warping_without_stretch_or_shift_is_a_circular_roll():
     assert torch.equal(augment.warp(picture, 20, 1.0, 1.0, 0, False, rng()), picture)
 
 
+def test_warping_shifts_each_clip_by_whole_bins_either_way_and_repeats_the_edge():
+    bins = torch.arange(20.0)[:, None].expand(60, 20, 5)
+    columns = augment.warp(bins, 5, 1.0, 1.0, 3, True, rng())[:, :, 0]
+    shifts = columns[:, 10] - 10
+    assert set(shifts.tolist()) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
+    assert torch.equal(columns, (torch.arange(20.0) + shifts[:, None]).clamp(0, 19))
+
+
 def test_warped_noise_is_as_rough_as_noise_in_use():
     """Networks that had learned from smoother noise named fewer of the sounds kept aside."""
     noise = torch.randn(40, 16, 251, generator=torch.Generator().manual_seed(0))
