@@ -1,6 +1,7 @@
 """Training: the same seed gives the same run, cut off or not; nothing of the held-out fold is looked at."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from cnn import checkpoint
 from cnn.classifier import Classifier
 from cnn.mel import MELS
 from cnn.model import MODELS
-from training import config, evaluate
-from training.data import DataError, Row
+from training import config, evaluate, robustness
+from training.data import DataError, Row, read_rows
+from training.feed import Feed
 from training.learner import Learner
 from training.logs import NullLogger
 from training.splits import inner_split
@@ -139,6 +141,27 @@ def test_takes_of_one_recording_stay_on_one_side_of_the_inner_split(data: Path):
         inner_split(rows[:3], 0.2, rng())
     with pytest.raises(DataError, match="src_file"):
         inner_split([dataclasses.replace(r, source="") for r in rows], 0.2, rng())
+
+
+def test_measured_aside_is_what_the_run_kept_from_its_training(data: Path, tmp_path: Path, monkeypatch, capsys):
+    trained: list[int] = []
+    monkeypatch.setattr(train_module, "Feed", lambda db, rows, *rest: trained.extend(rows) or Feed(db, rows, *rest))
+    one = SMALL | {"epochs": 1}
+    model = train(config.make("resnet34-16k", **one, inner_share=0.4, seed=7), data, tmp_path / "1").checkpoint
+    aside = evaluate.answers(Classifier.open(model, "cpu"), data, None)
+    names, rows = [a.row.path.name for a in aside], read_rows(data)
+    assert sorted(names + [rows[i].path.name for i in trained]) == sorted(r.path.name for r in rows if r.fold != 5)
+    assert names and trained
+    command = ["--model", str(model), "--data", str(data), "--device", "cpu", "--aside"]
+    assert evaluate.main(command) == 0
+    assert f"of {len(names)} clips kept aside of the folds trained on (" in capsys.readouterr().out
+    table = tmp_path / "table.json"
+    assert robustness.main([*command, "--json", str(table)]) == 0
+    assert f" {len(names)} clips kept aside" in capsys.readouterr().out
+    assert json.loads(table.read_text())["files"] == sorted(names)
+    command[1] = str(train(config.make("resnet34-16k", **one), data, tmp_path / "2").checkpoint)
+    assert evaluate.main(command) == robustness.main(command) == 1
+    assert capsys.readouterr().err.count("kept no recordings aside to measure on: train with --inner-share") == 2
 
 
 def test_data_of_a_lower_rate_is_warned_about_and_recorded(data: Path, tmp_path: Path, capsys):

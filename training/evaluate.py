@@ -2,6 +2,9 @@
 
     python -m training.evaluate --model best_model.pth --data DIR --fold 5 [--predictions PATH] [--device cpu]
 
+`--aside` in place of the fold: on the recordings that its run kept aside of the training folds (`inner_share`), which
+is where recipes are compared, so that the fold held out stays unseen.
+
 `predictions.csv` has a row per clip: file name, fold, target, label and one logit per class under the class's name,
 with the nine digits that give the same float32 again; empty logits: nothing was heard. `target` is ESC-50's own number
 of the class (0..49), also where the network knows the ten classes of ESC-10 only. Every figure follows from that file:
@@ -30,6 +33,7 @@ from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
 from training.data import DataError, Row, in_folds, read_rows
+from training.splits import split
 
 BATCH = 16
 BINS = 15  # of the reliability diagram and the expected calibration error
@@ -72,15 +76,32 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 # --- asking the network ----------------------------------------------------------------------------------------------
 
 
-def answers(classifier: Classifier, data: Path, fold: int) -> list[Answer]:
-    """The network's logits for every clip of the fold whose class it knows, in the csv's order.
+def clips_of(classifier: Classifier, data: Path, fold: int | None) -> list[Row]:
+    """The fold's clips of classes that the network knows, in the csv's order.
+
+    `fold` None: those that the network's own run kept aside. Raises DataError where there are none.
+    """
+    if fold is None:
+        recipe = classifier.checkpoint.recipe
+        held_out, share = recipe.get("fold"), recipe.get("inner_share")
+        if not held_out or not share:
+            raise DataError("the run of this network kept no recordings aside to measure on: train with --inner-share "
+                            "0.3, say, or name a fold with --fold")  # fmt: skip
+        rows = read_rows(data, esc10=recipe.get("classes") == "esc10")
+        return [rows[i] for i in split(rows, held_out, share)[1]]
+    rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
+    if not rows:
+        raise DataError(f"no clip of the network's classes in fold {fold}")
+    return rows
+
+
+def answers(classifier: Classifier, data: Path, fold: int | None) -> list[Answer]:
+    """The network's logits for every clip that `clips_of` names, in its order.
 
     Of a clip that was heard in several windows: the logarithm of its mean probabilities, which ranks and weighs the
     classes as the app does. Raises DataError or AudioError.
     """
-    rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
-    if not rows:
-        raise DataError(f"no clip of the network's classes in fold {fold}")
+    rows = clips_of(classifier, data, fold)
     found = []
     for at in range(0, len(rows), BATCH):
         part = rows[at : at + BATCH]
@@ -97,7 +118,7 @@ def answers(classifier: Classifier, data: Path, fold: int) -> list[Answer]:
     return found
 
 
-def warn_of_trained(classifier: Classifier, fold: int) -> None:
+def warn_of_trained(classifier: Classifier, fold: int | None) -> None:
     """A line on stdout where the network has learned from this very fold."""
     if fold in classifier.checkpoint.provenance.get("folds_trained_on", []):
         print(f"warning: the network was trained on fold {fold}; this says nothing about new sounds")
@@ -245,25 +266,40 @@ def write_whole(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """The flags for the clips to measure on; `asked_for` and `where` tell what was given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--fold", type=int, default=5, help="all clips of this fold (default: 5)")
+    group.add_argument("--aside", action="store_true", help="the recordings that the network's run kept aside")
+
+
+def asked_for(args: argparse.Namespace) -> int | None:
+    return None if args.aside else args.fold
+
+
+def where(fold: int | None) -> str:
+    return "kept aside of the folds trained on" if fold is None else f"of fold {fold}"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="best_model.pth; default: the network in the box")
     parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
-    parser.add_argument("--fold", type=int, default=5)
+    add_where(parser)
     parser.add_argument("--predictions", type=Path, help="also write every clip's logits there, as csv")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
     try:
         if args.predictions:
             args.predictions.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
-        path = find(args.model)
+        path, fold = find(args.model), asked_for(args)
         classifier = Classifier.open(path, args.device)
-        warn_of_trained(classifier, args.fold)
-        found = answers(classifier, args.data, args.fold)
+        warn_of_trained(classifier, fold)
+        found = answers(classifier, args.data, fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)
     except KeyboardInterrupt:
-        print("\nstopped: nothing is measured before all clips of the fold are named", file=sys.stderr)
+        print("\nstopped: nothing is measured before all clips are named", file=sys.stderr)
         return 130
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -271,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     result = report(found, classifier.labels, args.fold)
     low, high = result.interval()
     top3 = result.correct_top3 / result.clips
-    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips of fold {args.fold} "
+    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(fold)} "
           f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %), among the first three {100 * top3:.2f} %")
     worst = sorted(result.per_class.items(), key=lambda item: item[1])[:5]
     print("hardest: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))

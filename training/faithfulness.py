@@ -35,7 +35,8 @@ from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier, Prediction
 from cnn.perturbation import sought_mask
 from cnn.spectrum import split
-from training.data import DataError, in_folds, read_rows
+from training.data import DataError
+from training.evaluate import clips_of
 from training.mixtures import Sound, clips, mixtures, si_sdr, window_of
 
 BASELINES = ("random", "energy")  # masks of the same area as those that were sought
@@ -174,10 +175,7 @@ def measure(
 ) -> dict[str, Any]:
     """The tables of one fold as plain types (see `pool`). `heard`: answers of an earlier run that are not asked for
     again, whatever its `limit` and `mixed`; each new one is given to `keep`. Raises AudioError or DataError."""
-    rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
-    if not rows:
-        raise DataError(f"no clip of the network's classes in fold {fold}")
-    rows.sort(key=lambda r: r.path.name)
+    rows = sorted(clips_of(classifier, data, fold), key=lambda r: r.path.name)
     known = {(answer["kind"], answer["sound"]): answer for answer in heard}
     answers = []
     for kind, sounds in (("clean", clips(rows, limit, seed)), ("mixture", mixtures(rows, mixed, seed))):

@@ -2,6 +2,8 @@
 
     python -m training.robustness --model best_model.pth --data DIR --fold 5 [--json PATH] [--clips 40]
 
+`--aside` in place of the fold: on the recordings that its run kept aside of the training folds (`inner_share`).
+
 Everything random is drawn from (seed, condition, file name): a row depends neither on the other rows nor on the order.
 """
 
@@ -24,8 +26,8 @@ from scipy import signal
 from cnn.audio import AudioError, load, resample
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
-from training.data import DataError, Row, in_folds, read_rows
-from training.evaluate import warn_of_trained, wilson
+from training.data import DataError, Row
+from training.evaluate import add_where, asked_for, clips_of, warn_of_trained, where, wilson
 
 Sound = bytes | tuple[int, np.ndarray]  # a file, or (rate, samples): what cnn.audio.load takes
 
@@ -37,7 +39,7 @@ class Case:
     samples: np.ndarray  # (N,) float32, full scale 1
     rate: int  # Hz
     rng: np.random.Generator
-    others: Sequence[Path] = ()  # the fold's clips of other classes
+    others: Sequence[Path] = ()  # those of the clips measured on that are of other classes
 
 
 CONDITIONS: dict[str, Callable[[Case], Sound]] = {
@@ -117,12 +119,12 @@ def pink(case: Case) -> np.ndarray:
 
 
 def background(case: Case) -> np.ndarray:
-    """A clip of another class, drawn from the fold, as long as the clip in hand.
+    """A clip of another class, drawn from those measured on, as long as the clip in hand.
 
     Its digital silence is cut out; what sounds is repeated end to end, beginning anywhere.
     """
     if not case.others:
-        raise DataError("the fold has one class only; 'another clip' as background wants a second")
+        raise DataError("the clips are of one class only; 'another clip' as background wants a second")
     other = load(case.others[case.rng.integers(len(case.others))])
     samples = resample(other.samples, other.rate, case.rate)
     if sounding(samples, case.rate).any():
@@ -191,7 +193,7 @@ def generator(seed: int, condition: str, name: str) -> np.random.Generator:
 def measure(
     model: Path | Classifier,
     data: Path,
-    fold: int,
+    fold: int | None,
     *,
     device: str = "auto",
     seed: int = 0,
@@ -200,13 +202,10 @@ def measure(
 ) -> dict[str, Any]:
     """The table of one fold as plain types (see `pool`); `clips`: only so many of it, drawn by the seed.
 
-    Raises CheckpointError, DataError or AudioError.
+    `fold` None: of the recordings that the network's run kept aside. Raises CheckpointError, DataError or AudioError.
     """
     classifier = model if isinstance(model, Classifier) else Classifier.open(model, device)
-    rows = [r for r in in_folds(read_rows(data), [fold]) if r.label in classifier.labels]
-    if not rows:
-        raise DataError(f"no clip of the network's classes in fold {fold}")
-    rows.sort(key=lambda r: r.path.name)
+    rows = sorted(clips_of(classifier, data, fold), key=lambda r: r.path.name)
     chosen = rows if clips is None else _draw(rows, clips, seed)
     hits: dict[str, list[bool]] = {name: [] for name in CONDITIONS}
     for at in range(0, len(chosen), BATCH):
@@ -222,7 +221,7 @@ def measure(
             # A sound too faint to be heard gets no name, and that is wrong too.
             hits[name] += [[x.name for x in a.labels[:1]] == [r.label] for r, a in zip(part, answers, strict=True)]
         progress(at + len(part), len(chosen))
-    return _table([fold], [r.path.name for r in chosen], hits, seed)
+    return _table(sorted({r.fold for r in rows}), [r.path.name for r in chosen], hits, seed)
 
 
 def pool(tables: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -289,19 +288,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.robustness", description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="best_model.pth; default: the network in the box")
     parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
-    parser.add_argument("--fold", type=int, default=5)
+    add_where(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--clips", type=int, help="only so many clips of the fold, for a quick look")
+    parser.add_argument("--clips", type=int, help="only so many of the clips, for a quick look")
     parser.add_argument("--json", type=Path, help="also write the table there, with every clip's outcome")
     args = parser.parse_args(argv)
     try:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
-        path = find(args.model)
+        path, fold = find(args.model), asked_for(args)
         classifier = Classifier.open(path, args.device)
-        warn_of_trained(classifier, args.fold)
-        table = measure(classifier, args.data, args.fold, clips=args.clips, progress=_tell)
-        print(f"{path}: {len(table['files'])} clips of fold {args.fold}\n{text(table)}")
+        warn_of_trained(classifier, fold)
+        table = measure(classifier, args.data, fold, clips=args.clips, progress=_tell)
+        print(f"{path}: {len(table['files'])} clips {where(fold)}\n{text(table)}")
         if args.json:
             args.json.write_text(json.dumps(table) + "\n")
     except KeyboardInterrupt:

@@ -7,6 +7,16 @@ import numpy as np
 from training.data import DataError, Row
 
 
+def split(rows: list[Row], fold: int, share: float) -> tuple[list[int], list[int]]:
+    """Indices of the rows to train on where `fold` is held out, and of those kept aside of the other folds.
+
+    The same whatever a run's seed, so that runs of several can be compared. Raises DataError as `inner_split` does.
+    """
+    known = [i for i, row in enumerate(rows) if row.fold != fold]
+    trained, aside = inner_split([rows[i] for i in known], share, np.random.default_rng([0, fold]))
+    return [known[i] for i in trained], [known[i] for i in aside]
+
+
 def inner_split(rows: list[Row], share: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Indices of the rows to train on and of those to validate on, about `share` of each class.
 

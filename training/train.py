@@ -36,7 +36,7 @@ from training.feed import Batch, Feed
 from training.learner import Learner, Mode, choose_mode
 from training.logs import Logger, NullLogger, Progress, TensorBoard
 from training.parallel import ALONE, Ranks
-from training.splits import inner_split
+from training.splits import split
 from training.state import TrainingError
 from training.widen import grow
 
@@ -84,10 +84,7 @@ def train(
     rows = read_rows(data, esc10=config.classes == "esc10")
     labels = tuple(c for c in ESC50 if config.classes == "esc50" or c in ESC10)
     in_folds(rows, [config.fold])  # a fold that does not exist is reported now, not after the run
-    known = [i for i, r in enumerate(rows) if r.fold != config.fold]
-    rng = np.random.default_rng([0, config.fold])  # the same split whatever the seed: runs of several can be compared
-    trained, aside = inner_split([rows[i] for i in known], config.inner_share, rng)
-    trained, aside = [known[i] for i in trained], [known[i] for i in aside]
+    trained, aside = split(rows, config.fold, config.inner_share)
     mel = dataclasses.replace(MELS[config.mel], relative=config.relative, floor_db=config.floor_db)
     model_config = config.network(len(labels))
     with torch.random.fork_rng():
