@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    result = report(found, classifier.labels, args.fold)
+    result = report(found, classifier.labels, fold or 0)
     low, high = result.interval()
     top3 = result.correct_top3 / result.clips
     print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(fold)} "
