@@ -159,6 +159,8 @@ def test_measured_aside_is_what_the_run_kept_from_its_training(data: Path, tmp_p
     assert robustness.main([*command, "--json", str(table)]) == 0
     assert f" {len(names)} clips kept aside" in capsys.readouterr().out
     assert json.loads(table.read_text())["files"] == sorted(names)
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--fold", "5"])  # both is neither
     command[1] = str(train(config.make("resnet34-16k", **one), data, tmp_path / "2").checkpoint)
     assert evaluate.main(command) == robustness.main(command) == 1
     assert capsys.readouterr().err.count("kept no recordings aside to measure on: train with --inner-share") == 2

@@ -267,14 +267,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """The flags for the clips to measure on; `asked_for` and `where` tell what was given."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--fold", type=int, default=5, help="all clips of this fold (default: 5)")
-    group.add_argument("--aside", action="store_true", help="the recordings that the network's run kept aside")
-
-
-def asked_for(args: argparse.Namespace) -> int | None:
-    return None if args.aside else args.fold
+    """The flags for the clips to measure on: `fold`, None where those kept aside are asked for."""
+    parser.set_defaults(fold=5)  # here: a flag that is given its own default does not count as given to argparse
+    group, none = parser.add_mutually_exclusive_group(), argparse.SUPPRESS
+    group.add_argument("--fold", type=int, default=none, help="all clips of this fold (default: 5)")
+    told = "the recordings that the network's run kept aside"
+    group.add_argument("--aside", dest="fold", action="store_const", const=None, default=none, help=told)
 
 
 def where(fold: int | None) -> str:
@@ -292,10 +290,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.predictions:
             args.predictions.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
-        path, fold = find(args.model), asked_for(args)
+        path = find(args.model)
         classifier = Classifier.open(path, args.device)
-        warn_of_trained(classifier, fold)
-        found = answers(classifier, args.data, fold)
+        warn_of_trained(classifier, args.fold)
+        found = answers(classifier, args.data, args.fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)
     except KeyboardInterrupt:
@@ -304,10 +302,10 @@ def main(argv: list[str] | None = None) -> int:
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    result = report(found, classifier.labels, fold or 0)
+    result = report(found, classifier.labels, args.fold or 0)
     low, high = result.interval()
     top3 = result.correct_top3 / result.clips
-    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(fold)} "
+    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(args.fold)} "
           f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %), among the first three {100 * top3:.2f} %")
     worst = sorted(result.per_class.items(), key=lambda item: item[1])[:5]
     print("hardest: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))

@@ -27,7 +27,7 @@ from cnn.audio import AudioError, load, resample
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from training.data import DataError, Row
-from training.evaluate import add_where, asked_for, clips_of, warn_of_trained, where, wilson
+from training.evaluate import add_where, clips_of, warn_of_trained, where, wilson
 
 Sound = bytes | tuple[int, np.ndarray]  # a file, or (rate, samples): what cnn.audio.load takes
 
@@ -296,11 +296,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
-        path, fold = find(args.model), asked_for(args)
+        path = find(args.model)
         classifier = Classifier.open(path, args.device)
-        warn_of_trained(classifier, fold)
-        table = measure(classifier, args.data, fold, clips=args.clips, progress=_tell)
-        print(f"{path}: {len(table['files'])} clips {where(fold)}\n{text(table)}")
+        warn_of_trained(classifier, args.fold)
+        table = measure(classifier, args.data, args.fold, clips=args.clips, progress=_tell)
+        print(f"{path}: {len(table['files'])} clips {where(args.fold)}\n{text(table)}")
         if args.json:
             args.json.write_text(json.dumps(table) + "\n")
     except KeyboardInterrupt:
