@@ -66,7 +66,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
     epochs = config.make("best-16k").epochs
-    assert f"(default: 90; best-16k: {epochs}; ensemble-16k: 0;" in told
+    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; ensemble-16k: 0;" in told
     assert "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
@@ -102,7 +102,7 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
 
     for fields, of in (
         ({"width": 8}, "resnet34-16k --width 4 --seed 1"),
-        ({"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 1 --classes esc10"),
+        ({"recipe": "ensemble-16k", "classes": "esc10"}, "clean-16k --width 32 --seed 1 --classes esc10"),
     ):
         with pytest.raises(CheckpointError, match=f"not exist: --widen .* --recipe {of} .* --fold 2 --out .*/fold2$"):
             read(**fields)

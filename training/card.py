@@ -12,7 +12,7 @@ from typing import Any
 from cnn.checkpoint import Checkpoint
 from cnn.labels import spoken
 from cnn.model import ModelConfig
-from training.config import differences
+from training.config import RECIPES, differences, make
 from training.state import FREE
 
 BEGIN = "<!-- audio-cnn: the lines up to the closing mark are generated from best_model.pth and replaced with it -->"
@@ -30,6 +30,7 @@ metrics:
 ---
 
 """
+SAID = ("recipe", "epochs", "seed", "fold", "width", "widen", *FREE)  # settings told elsewhere, or of no matter
 CONFIG_PARTS = ("labels", "calibration", "metrics", "recipe", "provenance")
 
 
@@ -124,9 +125,14 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def _run(recipe: dict[str, Any]) -> str:
+    """The preset, what was set otherwise, and for how long."""
+    name = recipe.get("recipe")
+    preset = dataclasses.asdict(make(name)) if name in RECIPES else {}
+    other = [k for k in sorted(preset.keys() & recipe.keys() - {*SAID}) if recipe[k] != preset[k]]
+    told = f"`{name}`" + (f" with {', '.join(f'{k} {recipe[k]}' for k in other)}" if other else "")
     if not recipe.get("epochs"):
-        return f"`{recipe.get('recipe')}`, no training of its own"
-    return f"`{recipe.get('recipe')}`, at most {recipe['epochs']} epochs, seed {recipe.get('seed')}"
+        return f"{told}, no training of its own"
+    return f"{told}, at most {recipe['epochs']} epochs, seed {recipe.get('seed')}"
 
 
 def _network(checkpoint: Checkpoint) -> str:

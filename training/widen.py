@@ -17,7 +17,7 @@ from torch import Tensor
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
 from cnn.model import AudioCNN
-from training.config import TrainConfig, differences
+from training.config import MEMBERS, TrainConfig, differences
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 
@@ -104,7 +104,7 @@ class Missing(CheckpointError):
     """A network to grow from does not exist."""
 
     def __init__(self, path: Path, config: TrainConfig, seed: int) -> None:
-        recipe = "best-16k" if config.recipe == "ensemble-16k" else config.recipe  # of what lacks
+        recipe = MEMBERS[seed % len(MEMBERS)] if config.recipe == "ensemble-16k" else config.recipe  # of what lacks
         width = config.width // config.groups if config.groups > 1 else max(config.width // 2, 1)
         self.path, self.fold = path, config.fold
         self.settings = f"--recipe {recipe} --width {width} --seed {seed}"
