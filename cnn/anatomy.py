@@ -36,8 +36,8 @@ class Field:
     negative place, is padding with zeros.
 
     Of a pyramid level it is the smallest such rule that holds for every cell: a level reads the coarser ones, and
-    neighbours share a cell of those. Squeeze-and-excitation is left out: its gates depend on the whole picture, and so
-    does, through them, each channel's volume.
+    neighbours share a cell of those. Two things are left out. Squeeze-and-excitation: its gates depend on the whole
+    picture, and so does, through them, each channel's volume. And the means over time that a centred network takes off.
     """
 
     stride: int

@@ -1,6 +1,7 @@
 """A step is the same step in parts, processes or threads; a grown network starts as the one it grew from."""
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -230,12 +231,12 @@ def test_a_widened_network_says_what_the_narrow_one_says_and_then_parts_ways(fie
 
 
 def test_networks_side_by_side_say_the_mean_of_what_they_say_and_stay_apart():
-    three = [network(4) for _ in range(3)]
+    three = [network(4, centred=centred) for centred in (False, True, False)]
     for k, net in enumerate(three):
         for value in net.state_dict().values():
             if value.is_floating_point():
                 torch.nn.init.uniform_(value, 0.1, 0.5, generator=torch.Generator().manual_seed(k))
-    wide = network(12, groups=3)
+    wide = network(12, groups=3, centred=True)
     wide.load_state_dict(side_by_side([net.state_dict() for net in three], wide.state_dict()))
     x = batch().x
     with torch.inference_mode():
@@ -261,6 +262,8 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
         side_by_side([network(4).state_dict(), network(2).state_dict()], wide)
     with pytest.raises(ValueError, match=r"conv1.weight: 2 of \(2, 1, 7, 7\) side by side are no \(8, 1, 7, 7\)"):
         side_by_side([network(2).state_dict()] * 2, wide)
+    with pytest.raises(ValueError, match=r"2 of \(4, 2, 7, 7\) side by side are no \(8, 1, 7, 7\)"):
+        side_by_side([network(4, centred=True).state_dict()] * 2, wide)
     with pytest.raises(ValueError, match="differ in more than width, first in layer1.1"):
         side_by_side([network(4).state_dict(), network(4, depths=(1, 1, 1, 1)).state_dict()], wide)
     with pytest.raises(ValueError, match="no multiple of"):
@@ -272,3 +275,11 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
     assert read_narrow(saved(folds_trained_on=[1]), ours, labels, mel).model == narrow.config
     with pytest.raises(CheckpointError, match="is a resnet34, not a se_fpn"):
         read_narrow(path, config.make("resnet34-16k", model="se_fpn"), labels, mel)
+    with pytest.raises(CheckpointError, match="has centred false: set --centred as it was"):  # alone, both hear alike
+        read_narrow(path, config.make("resnet34-16k", centred=True), labels, mel)
+    two = {"groups": 2, "widen": "a,b"}
+    assert read_narrow(path, config.make("resnet34-16k", centred=True, **two), labels, mel).model == narrow.config
+    hears = network(4, centred=True)
+    checkpoint.save(dataclasses.replace(checkpoint.load(path), model=hears.config, state_dict=hears.state_dict()), path)
+    with pytest.raises(CheckpointError, match="has centred true: set --centred as it was"):
+        read_narrow(path, config.make("resnet34-16k", **two), labels, mel)

@@ -82,10 +82,10 @@ def warp(
 def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.Generator) -> Tensor:
     """Power (B, F, T) as phones, messengers and old archives leave it, in place; each defect on its share of clips.
 
-    Low- and high-pass fall off by 40 to 120 dB over a sixteenth of the bins and reach digital silence far from the
-    edge, a kept stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has
-    any colour between white and brown (1 / f^0 to 1 / f^2), another clip without its pauses lies 3 to 25 dB below as a
-    background, reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
+    Low- and high-pass are of order 1 to 64, from a coil's 6 dB per octave to the edge that resampling leaves, a kept
+    stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has any colour
+    between white and brown (1 / f^0 to 1 / f^2), another clip without its pauses lies 3 to 25 dB below as a background,
+    reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
     defects = (config.lowpass, config.highpass, config.silence, config.noise, config.background, config.reverb)
     if not any(defects):
@@ -105,12 +105,11 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
         flicker = stretches(grain, (len(chosen), bins, frames), rng)
         power[chosen] = reverberate(power[chosen], t60[chosen], wet[chosen], flicker)
 
-    edge = rng.uniform(0.35, 1.0, (batch, 1)) * bins
-    slope = rng.uniform(5, 15, (batch, 1)) * 128 / bins  # dB per bin
-    db = np.where(some(config.lowpass), -slope * np.clip(f - edge, 0, None), 0.0)
-    edge = rng.uniform(0.0, 0.3, (batch, 1)) * bins
-    slope = rng.uniform(5, 15, (batch, 1)) * 128 / bins
-    db = db + np.where(some(config.highpass), -slope * np.clip(edge - f, 0, None), 0.0)
+    db = np.zeros((batch, bins))
+    for share, lowest, highest, sign in ((config.lowpass, 0.35, 1.0, 1), (config.highpass, 0.0, 0.3, -1)):
+        cutoff = np.interp(rng.uniform(lowest, highest, (batch, 1)) * (bins - 1), f, mel.centres)
+        order = 2 ** rng.uniform(0, 6, (batch, 1))
+        db += np.where(some(share), butterworth(mel.centres / cutoff, sign * order), 0.0)
     gain = torch.from_numpy((10 ** (db / 10)).astype(np.float32))[:, :, None]
 
     mean = _where_it_sounds(power)
@@ -197,6 +196,12 @@ def match(power: Tensor, partner: Tensor) -> Tensor:
     ours = _where_it_sounds(power)
     theirs = ours[partner]
     return torch.where((ours > 0) & (theirs > 0), ours / theirs, 1.0)
+
+
+def butterworth(ratio: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """What a low-pass of this order leaves of frequencies that are `ratio` times its cutoff, in dB: -3 at the cutoff,
+    6 times the order per octave beyond. Of a high-pass where the order is negative."""
+    return -10 / np.log(10) * np.logaddexp(0.0, 2 * order * np.log(ratio))
 
 
 def reverberate(power: Tensor, t60: np.ndarray, wet: np.ndarray, grain: Tensor) -> Tensor:

@@ -139,6 +139,7 @@ def _network(checkpoint: Checkpoint) -> str:
     model: ModelConfig = checkpoint.model
     widths = f"{model.width}-{model.width * 2 ** (len(model.depths) - 1)} channels"
     extras = [f" in {model.groups} groups that share nothing"] * (model.groups > 1)
+    extras += [", every bin less its mean over time as a second picture"] * model.centred
     extras += [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
@@ -146,7 +147,7 @@ def _network(checkpoint: Checkpoint) -> str:
     origin = f"grown from {'a narrower one' if narrower == 1 else f'{narrower} narrower ones side by side'}"
     origin += " and trained on" if checkpoint.recipe.get("epochs") else ""
     return (
-        f"{model.name}: a residual network for one input channel, {'-'.join(map(str, model.depths))} blocks, "
+        f"{model.name}: a residual network, {'-'.join(map(str, model.depths))} blocks, "
         f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if narrower else 'trained from scratch'}"
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
@@ -42,12 +43,15 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator:
 
 
 def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The states of n plain networks as that of one with n groups and n times their width. Raises ValueError."""
+    """The states of n plain networks as that of one with n groups and n times their width. Where that one is centred,
+    those that are not go on without the second picture. Raises ValueError."""
     for state in members:
         _same_layers(state, wide)
     n, out = len(members), {}
     for key, target in wide.items():
         parts = [state[key].to(target.dtype) for state in members]
+        if key == "conv1.weight":  # (C, pictures, k, k)
+            parts = [nnf.pad(part, (0, 0, 0, 0, 0, max(target.shape[1] - part.shape[1], 0))) for part in parts]
         if any(part.shape != parts[0].shape for part in parts):
             raise ValueError(f"{key}: {' and '.join(str(tuple(part.shape)) for part in parts)} are not alike")
         if not target.ndim:  # how many batches BatchNorm has seen
@@ -142,6 +146,11 @@ def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: Mel
         raise CheckpointError(
             f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "
             "or name another with --widen"
+        )
+    if found.model.centred != model.centred and (found.model.centred or model.groups == 1):
+        raise CheckpointError(
+            f"{path} has centred {str(found.model.centred).lower()}: set --centred as it was, or name another with "
+            "--widen"
         )
     if found.model.num_classes != model.num_classes or tuple(labels) != found.labels:
         raise CheckpointError(
