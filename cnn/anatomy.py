@@ -72,6 +72,7 @@ class Anatomy:
     parameters: int  # sums over the parts
     multiply_adds: int
     groups: int = 1  # networks side by side, each with an equal share of every map's channels; 1 where it was not told
+    centred: bool = False  # the first convolution sees the picture a second time, every bin less its mean over time
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -106,6 +107,7 @@ def anatomy(classifier: Described) -> Anatomy:
         parameters=sum(part.parameters for part in parts),
         multiply_adds=sum(part.multiply_adds for part in parts),
         groups=classifier.config.groups,
+        centred=classifier.config.centred,
     )
 
 
