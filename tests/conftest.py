@@ -35,13 +35,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with resnet34's depths and taps, 4 channels wide, centred, untrained."""
+    """A checkpoint with resnet34's depths and taps, 4 channels wide, untrained."""
     from cnn.checkpoint import Checkpoint, save
     from cnn.labels import ESC50
     from cnn.mel import MEL_16K
     from cnn.model import AudioCNN, ModelConfig
 
-    config = ModelConfig(width=4, centred=True)
+    config = ModelConfig(width=4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = AudioCNN(config).state_dict()
