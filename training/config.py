@@ -162,7 +162,7 @@ MEMBERS = ("best-16k", "clean-16k")  # of ensemble-16k: networks that heard diff
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
-    # the same without any defect of phones and rooms: better on clean clips, lost on others
+    # the same without any defect of phones and rooms, to stand beside it
     "clean-16k": BEST | {"spared": 1.0, "epochs": 640, "seed": 1},
     # one of each side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
     "ensemble-16k": BEST | {
