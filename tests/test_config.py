@@ -102,6 +102,7 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
 
     for fields, of in (
         ({"width": 8}, "resnet34-16k --width 4 --seed 1"),
+        ({"width": 8, "model": "se_fpn"}, "resnet34-16k --width 4 --seed 1 --model se_fpn"),
         ({"recipe": "ensemble-16k", "classes": "esc10"}, "clean-16k --width 32 --seed 1 --classes esc10"),
     ):
         with pytest.raises(CheckpointError, match=f"not exist: --widen .* --recipe {of} .* --fold 2 --out .*/fold2$"):

@@ -337,7 +337,7 @@ def test_the_page_of_grown_networks_does_not_call_them_trained_from_scratch(cros
     results = results_of(crossed)
     grown = results | {"config": results["config"] | {"widen": "runs/mine/fold{fold}/best_model.pth"}}
     assert "trained from scratch" in page(results, {}) and "trained from scratch" not in page(grown, {})
-    assert "grown from narrower ones" in page(grown, {})
+    assert "grown from smaller ones" in page(grown, {})
 
 
 def test_every_fold_has_its_curve_and_what_was_kept_aside_a_thin_one():

@@ -18,7 +18,7 @@ from cnn.model import AudioCNN, ModelConfig
 from training import config, parallel, state
 from training.feed import Batch, Feed
 from training.learner import Learner, Mode
-from training.widen import read_narrow, side_by_side, widened
+from training.widen import grown, read_narrow, side_by_side
 
 CPU = Mode("cpu", "fp32", "contiguous")
 
@@ -215,19 +215,38 @@ def test_two_processes_compute_what_one_does_in_two_parts(tmp_path: Path):
         learner.step(batch(1))
 
 
-@pytest.mark.parametrize("fields", [{}, {"se": True, "se_reduction": 2, "fpn_channels": 8}], ids=["plain", "se, fpn"])
-def test_a_widened_network_says_what_the_narrow_one_says_and_then_parts_ways(fields):
-    narrow, wide = network(4, **fields), network(8, **fields | ({"fpn_channels": 16} if fields else {}))
+PYRAMID = {"se": True, "se_reduction": 2, "fpn_channels": 8, "head_hidden": (6,), "head_dropouts": (0.5, 0.2)}
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "same"),
+    [
+        ({}, {"width": 8}, "head"),
+        (PYRAMID, PYRAMID | {"width": 8, "fpn_channels": 16}, "head"),
+        ({"depths": (1, 1, 2, 1)}, {"width": 8}, "head"),
+        ({"depths": (1, 1, 1, 1)}, PYRAMID | {"width": 8}, "layer4"),  # there the head is another one
+    ],
+    ids=["wider", "wider, with gates and a pyramid", "deeper", "deeper, with gates and a pyramid"],
+)
+def test_a_grown_network_says_what_the_small_one_says_and_then_parts_ways(small, large, same):
+    narrow, wide = network(4, **small), network(**large)
     for bn in (m for m in narrow.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        torch.nn.init.uniform_(bn.running_mean, -0.1, 0.1, generator=torch.Generator().manual_seed(3))
-    wide.load_state_dict(widened(narrow.state_dict(), wide.state_dict(), torch.Generator().manual_seed(0)))
-    x = batch().x
-    with torch.inference_mode():
-        torch.testing.assert_close(wide.eval()(x), narrow.eval()(x), rtol=1e-4, atol=1e-5)
+        for values in (bn.running_mean, bn.bias):
+            torch.nn.init.uniform_(values, -0.1, 0.1, generator=torch.Generator().manual_seed(3))
+    wide.load_state_dict(grown(narrow.state_dict(), wide.state_dict(), torch.Generator().manual_seed(0)))
+    x, said = batch().x, []
+    for net in (narrow.eval(), wide.eval()):
+        hook = net.get_submodule(same).register_forward_hook(lambda _module, _x, y: said.append(y))
+        with hook, torch.inference_mode():
+            net(x)
+    expected = said[0].repeat_interleave(said[1].shape[1] // said[0].shape[1], dim=1)
+    torch.testing.assert_close(said[1], expected, rtol=1e-4, atol=1e-5)
     learner = Learner(config.make("resnet34-16k", width=8, max_lr=0.1), wide, CPU, steps=4)
-    learner.step(batch())
-    kernel = wide.state_dict()["conv1.weight" if "conv1.weight" in wide.state_dict() else "conv1.0.weight"]
-    assert not torch.equal(kernel[0], kernel[1])  # two that were one
+    before = {key: value.clone() for key, value in wide.named_parameters()}
+    for _ in range(3):  # what begins as 0 hides what lies before it: a scale hides a gate, a gate's end its start
+        learner.step(batch())
+    assert not torch.equal(wide.conv1.weight[0], wide.conv1.weight[1])  # two that were one
+    assert [key for key, value in wide.named_parameters() if torch.equal(value, before[key])] == []  # all of it learns
 
 
 def test_networks_side_by_side_say_the_mean_of_what_they_say_and_stay_apart():
@@ -267,14 +286,19 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="differ in more than width, first in layer1.1"):
         side_by_side([network(4).state_dict(), network(4, depths=(1, 1, 1, 1)).state_dict()], wide)
     with pytest.raises(ValueError, match="no multiple of"):
-        widened(network(4).state_dict(), network(6).state_dict(), torch.Generator())
+        grown(network(4).state_dict(), network(6).state_dict(), torch.Generator())
+    with pytest.raises(ValueError, match=r"differ in more than width and depth, first in layer1.2.bn1.bias"):
+        grown(network(4).state_dict(), network(4, depths=(2, 4, 6, 3)).state_dict(), torch.Generator())
     with pytest.raises(CheckpointError, match="does not say which folds"):
         read_narrow(saved(), ours, labels, mel)
     with pytest.raises(CheckpointError, match="was trained on fold 5"):
         read_narrow(saved(folds_trained_on=[1, 5]), ours, labels, mel)
     assert read_narrow(saved(folds_trained_on=[1]), ours, labels, mel).model == narrow.config
-    with pytest.raises(CheckpointError, match="is a resnet34, not a se_fpn"):
-        read_narrow(path, config.make("resnet34-16k", model="se_fpn"), labels, mel)
+    assert read_narrow(path, config.make("resnet34-16k", model="se_fpn"), labels, mel).model == narrow.config
+    with pytest.raises(CheckpointError, match=r"is a resnet34, from which no resnet10 .* its layers \(1, 1, 1, 1\)"):
+        read_narrow(path, config.make("resnet34-16k", model="resnet10"), labels, mel)
+    with pytest.raises(CheckpointError, match="is a resnet34, not a resnet10: side by side they must be alike"):
+        read_narrow(path, config.make("resnet34-16k", model="resnet10", groups=2, widen="a,b"), labels, mel)
     with pytest.raises(CheckpointError, match="has centred false: set --centred as it was"):  # alone, both hear alike
         read_narrow(path, config.make("resnet34-16k", centred=True), labels, mel)
     two = {"groups": 2, "widen": "a,b"}
@@ -283,3 +307,7 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
     checkpoint.save(dataclasses.replace(checkpoint.load(path), model=hears.config, state_dict=hears.state_dict()), path)
     with pytest.raises(CheckpointError, match="has centred true: set --centred as it was"):
         read_narrow(path, config.make("resnet34-16k", **two), labels, mel)
+    gates = network(4, **PYRAMID)
+    checkpoint.save(dataclasses.replace(checkpoint.load(path), model=gates.config, state_dict=gates.state_dict()), path)
+    with pytest.raises(CheckpointError, match="from which no resnet34 can grow: .* a plain one"):
+        read_narrow(path, ours, labels, mel)

@@ -109,15 +109,16 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     kept, told = checkpoint.load(weights), json.loads(results.read_text())
     plain = card(kept, weights, "a/b")
     assert "trained from scratch" in plain and "grown" not in plain and "- One fold and one seed: a point" in plain
-    grown = {"sha256": "f00d", "commit": "cafe", "recipe": {"recipe": "best-16k", "width": 32, "epochs": 720}}
+    recipe = {"recipe": "best-16k", "model": "resnet10", "width": 32, "epochs": 720}
+    grown = {"sha256": "f00d", "commit": "cafe", "recipe": recipe}
     text = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown]}), weights, "a/b", told)
-    for words in ("| grown from | a network of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
+    for words in ("| grown from | a resnet10 of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
         assert words in text
-    assert "grown from a narrower one and" in text
+    assert "grown from a smaller one and" in text
     two = [grown, grown | {"recipe": grown["recipe"] | {"seed": 1, "spared": 1.0, "stem_stride": 4}}]
     still = dataclasses.replace(kept, recipe=kept.recipe | {"epochs": 0}, provenance=ORIGIN | {"grown_from": two})
     both = card(still, weights, "a/b")
-    assert "grown from 2 narrower ones side by side |" in both and both.count("| grown from |") == 2
+    assert "grown from 2 smaller ones side by side |" in both and both.count("| grown from |") == 2
     assert "`best-16k` with spared 1.0, at most 720 epochs, seed 1, commit" in both  # stem_stride is the preset's
     assert "`best-16k`, no training of its own; every" in both
     assert "- One fold and 2 seeds: a point" in both

@@ -415,7 +415,7 @@ def test_every_recipe_runs(recipe: str, data: Path, tmp_path: Path):
     assert len(set(result.losses)) == len(result.losses) > 1 and all(map(np.isfinite, result.losses))
 
 
-def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
+def test_a_run_may_grow_from_a_smaller_one(data: Path, tmp_path: Path):
     narrow = train(config.make("resnet34-16k", **SMALL), data, tmp_path / "fold5")
     grown = config.make("resnet34-16k", **SMALL | {"width": 8, "widen": str(tmp_path / "fold{fold}/best_model.pth")})
     result = train(grown, data, tmp_path / "wide")
@@ -423,15 +423,17 @@ def test_a_run_may_grow_from_a_narrower_one(data: Path, tmp_path: Path):
     assert wide.model.width == 8 and [g["recipe"]["width"] for g in wide.provenance["grown_from"]] == [SMALL["width"]]
     first = train(dataclasses.replace(grown, widen=""), data, tmp_path / "fresh")
     assert result.losses[0] != first.losses[0]
-    with pytest.raises(checkpoint.CheckpointError, match=r"best_model.pth \(width 4\) cannot be widened to 6 channels"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"pth \(width 4\) cannot become a resnet34 of width 6"):
         train(dataclasses.replace(grown, width=6), data, tmp_path / "odd")
+    deep = train(dataclasses.replace(grown, model="se_fpn"), data, tmp_path / "deep").checkpoint
+    assert checkpoint.load(deep).model.name == "se_fpn"
     twice = dataclasses.replace(grown, widen=f"{narrow.checkpoint},{narrow.checkpoint}", groups=2, epochs=0)
     result = train(twice, data, tmp_path / "two")  # nothing is learned, so it says what the narrow one says
     sound = data / "audio" / sorted(p.name for p in (data / "audio").iterdir())[0]
     one, two = (Classifier.open(r.checkpoint, "cpu").predict(sound) for r in (narrow, result))
     assert one.to_dict()["predictions"] == pytest.approx(two.to_dict()["predictions"], abs=1e-3)
     assert result.losses == () and len(checkpoint.load(result.checkpoint).provenance["grown_from"]) == 2
-    with pytest.raises(checkpoint.CheckpointError, match=r"4, 4\) cannot be widened to 12 channels: .* side by side"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"4\) cannot become a resnet34 of width 12: .* side by side"):
         train(dataclasses.replace(twice, width=12), data, tmp_path / "odd")
     fewer = train(config.make("resnet34-16k", **SMALL, inner_share=0.4), data, tmp_path / "fewer").checkpoint
     alike, mixed = (dataclasses.replace(twice, widen=f"{one},{fewer}") for one in (fewer, narrow.checkpoint))

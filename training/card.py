@@ -110,8 +110,8 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
     for grown in source.get("grown_from", ()):
         before = grown.get("recipe") or {}
         made = f"{_run(before)}, commit `{grown.get('commit')}`"
-        rows.append(("grown from", f"a network of width {before.get('width')} that had not learned from that fold "
-                     f"either: {made}, sha256 `{grown.get('sha256')}`"))  # fmt: skip
+        rows.append(("grown from", f"a {before.get('model')} of width {before.get('width')} that had not learned from "
+                     f"that fold either: {made}, sha256 `{grown.get('sha256')}`"))  # fmt: skip
     if recipe:
         rows.append(("recipe", f"{_run(recipe)}; every setting is in `config.json`"))
     if source.get("warnings"):
@@ -143,12 +143,12 @@ def _network(checkpoint: Checkpoint) -> str:
     extras += [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
-    narrower = len(checkpoint.provenance.get("grown_from", ()))
-    origin = f"grown from {'a narrower one' if narrower == 1 else f'{narrower} narrower ones side by side'}"
+    smaller = len(checkpoint.provenance.get("grown_from", ()))
+    origin = f"grown from {'a smaller one' if smaller == 1 else f'{smaller} smaller ones side by side'}"
     origin += " and trained on" if checkpoint.recipe.get("epochs") else ""
     return (
         f"{model.name}: a residual network, {'-'.join(map(str, model.depths))} blocks, "
-        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if narrower else 'trained from scratch'}"
+        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if smaller else 'trained from scratch'}"
     )
 
 

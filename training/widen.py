@@ -1,7 +1,9 @@
-"""Growing trained networks: the wide one starts out computing exactly what the narrow ones do.
+"""Growing trained networks: the large one starts out computing exactly what the small ones do.
 
-From one: Net2WiderNet (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks: every channel becomes k
+From one: Net2Net (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks. Wider: every channel becomes k
 channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
+Deeper: a further block adds nothing to its shortcut yet (the scale of its last BatchNorm is 0, as in Goyal et al. 2017,
+arXiv 1706.02677). A new gate lets everything pass; a pyramid or further layers of the head start from random weights.
 From several of equal width: side by side, each in a group of its own. The logits are the mean of theirs.
 """
 
@@ -17,36 +19,58 @@ from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
-from cnn.model import AudioCNN
-from training.config import MEMBERS, TrainConfig, differences
+from cnn.model import AudioCNN, ModelConfig
+from training.config import MEMBERS, TrainConfig, differences, make
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
+OPEN = 2.0  # what a new gate's sigmoid is given: 0.88, open enough and still able to learn
 
 
-def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """The narrow network's state in the shapes of the wide one's. Raises ValueError where they are not multiples."""
-    _same_layers(narrow, wide)
-    out = {}
-    for key, target in wide.items():
-        value = narrow[key].to(target.dtype)
-        if value.ndim != target.ndim or any(w % n for n, w in zip(value.shape, target.shape, strict=True)):
-            raise ValueError(f"{key}: {tuple(target.shape)} is no multiple of {tuple(value.shape)}")
-        if target.ndim:
-            value = value.repeat_interleave(target.shape[0] // value.shape[0], dim=0)
-        if target.ndim > 1 and (k := target.shape[1] // value.shape[1]) > 1:
-            noise = torch.randn(*value.shape[:2], k, generator=generator)
-            shares = (1.0 + UNEVEN * (noise - noise.mean(dim=2, keepdim=True))) / k  # adds up to 1 over the k
-            shares = shares.flatten(1, 2)[(...,) + (None,) * (value.ndim - 2)]
-            value = value.repeat_interleave(k, dim=1) * shares
-        out[key] = value
+def grown(small: Mapping[str, Tensor], large: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The small network's state in the shapes of the large one's; what only that one has starts from `large`, and so
+    that the trunk says what the small one's says. Raises ValueError where widths are no multiples or layers are lost.
+    """
+    new = large.keys() - small.keys()
+    if any(key.startswith(("fpn.", "head.")) for key in new):  # the head reads something else than it did
+        small = {key: value for key, value in small.items() if not key.startswith("head.")}
+    if lost := small.keys() - large.keys():
+        raise ValueError(f"they differ in more than width and depth, first in {min(lost)}")
+    out = {key: value.clone() for key, value in large.items()}
+    for key in small:
+        out[key] = _wider(key, small[key].to(large[key].dtype), large[key].shape, generator)
+    for key in new:
+        block, _, what = key.rpartition(".bn2.")
+        if block and what == "weight":
+            out[key].zero_()
+        block, _, what = key.rpartition(".se.fc2.")
+        if block and what == "weight":
+            out[key].zero_()
+            out[f"{block}.se.fc2.bias"].fill_(OPEN)
+            for scaled in ("weight", "bias"):
+                out[f"{block}.bn2.{scaled}"] /= torch.sigmoid(torch.tensor(OPEN))
     return out
+
+
+def _wider(key: str, value: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    if value.ndim != len(shape) or any(w % n for n, w in zip(value.shape, shape, strict=True)):
+        raise ValueError(f"{key}: {tuple(shape)} is no multiple of {tuple(value.shape)}")
+    narrow = value
+    if narrow.ndim:
+        value = value.repeat_interleave(shape[0] // narrow.shape[0], dim=0)
+    if narrow.ndim > 1 and (k := shape[1] // narrow.shape[1]) > 1:
+        noise = torch.randn(*value.shape[:2], k, generator=generator)
+        shares = (1.0 + UNEVEN * (noise - noise.mean(dim=2, keepdim=True))) / k  # adds up to 1 over the k
+        shares = shares.flatten(1, 2)[(...,) + (None,) * (value.ndim - 2)]
+        value = value.repeat_interleave(k, dim=1) * shares
+    return value
 
 
 def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The states of n plain networks as that of one with n groups and n times their width. Where that one is centred,
     those that are not go on without the second picture. Raises ValueError."""
     for state in members:
-        _same_layers(state, wide)
+        if missing := set(state) ^ set(wide):
+            raise ValueError(f"they differ in more than width, first in {min(missing)}")
     n, out = len(members), {}
     for key, target in wide.items():
         parts = [state[key].to(target.dtype) for state in members]
@@ -63,11 +87,6 @@ def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Ten
         if out[key].shape != target.shape:
             raise ValueError(f"{key}: {n} of {tuple(parts[0].shape)} side by side are no {tuple(target.shape)}")
     return out
-
-
-def _same_layers(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> None:
-    if missing := set(narrow) ^ set(wide):
-        raise ValueError(f"they differ in more than width, first in {min(missing)}")
 
 
 def grow(
@@ -88,12 +107,12 @@ def grow(
     states = [checkpoint.state_dict for checkpoint in found]
     try:
         if config.groups == 1:
-            state = widened(states[0], model.state_dict(), torch.Generator().manual_seed(config.seed))
+            state = grown(states[0], model.state_dict(), torch.Generator().manual_seed(config.seed))
         else:
             state = side_by_side(states, model.state_dict())
     except ValueError as e:
         told = f"{told} (width {', '.join(map(str, widths))})"
-        raise CheckpointError(f"{told} cannot be widened to {model.config.width} channels: {e}") from e
+        raise CheckpointError(f"{told} cannot become a {model.config.name} of width {model.config.width}: {e}") from e
     model.load_state_dict(state)
     shared = dataclasses.replace(mel, mean=found[0].mel.mean, std=found[0].mel.std)
     return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)], shared
@@ -112,10 +131,27 @@ class Missing(CheckpointError):
         width = config.width // config.groups if config.groups > 1 else max(config.width // 2, 1)
         self.path, self.fold = path, config.fold
         self.settings = f"--recipe {recipe} --width {width} --seed {seed}"
+        self.settings += f" --model {config.model}" * (config.model != make(recipe).model)
         self.settings += f" --classes {config.classes}" * (config.classes != TrainConfig.classes)
         super().__init__(
             f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
             f"python -m training.train {self.settings} --data DIR --fold {config.fold} --out {path.parent}"
+        )
+
+
+def _no_smaller(path: Path, small: ModelConfig, large: ModelConfig) -> None:
+    """Raises CheckpointError unless the one can grow into the other, whatever their widths."""
+    made = [(m.depths, m.se, bool(m.fpn_channels), len(m.head_hidden)) for m in (small, large)]
+    if made[0] == made[1]:
+        return
+    if large.groups > 1:
+        raise CheckpointError(f"{path} is a {small.name}, not a {large.name}: side by side they must be alike")
+    stages = len(small.depths) == len(large.depths)
+    deeper = stages and all(few <= many for few, many in zip(small.depths, large.depths, strict=True))
+    if not deeper or small.se or small.fpn_channels or small.head_hidden:
+        raise CheckpointError(
+            f"{path} is a {small.name}, from which no {large.name} can grow: that takes one of the same make, or a "
+            f"plain one with no more blocks in any of its layers ({', '.join(map(str, large.depths))})"
         )
 
 
@@ -138,10 +174,9 @@ def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: Mel
             f"{path} learned from recordings that --inner-share {config.inner_share:g} keeps aside (its own was "
             f"{aside:g}): train it with the same, or set --inner-share {aside:g}"
         )
-    if found.model.name != model.name:
-        raise CheckpointError(f"{path} is a {found.model.name}, not a {model.name}: only the width may differ")
     if found.model.groups > 1:
         raise CheckpointError(f"{path} is {found.model.groups} networks side by side already: name each of them")
+    _no_smaller(path, found.model, model)
     if found.model.stem_stride != model.stem_stride:
         raise CheckpointError(
             f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "
