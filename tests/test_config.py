@@ -66,7 +66,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
     epochs = config.make("best-16k").epochs
-    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; ensemble-16k: 0;" in told
+    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; late-16k: 320; ensemble-16k: 0;" in told
     assert "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
@@ -97,13 +97,17 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     small = ModelConfig(width=2, num_classes=3, depths=(1, 1, 1, 1))
     state = AudioCNN(small).state_dict()
 
-    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels, **fields):
-        return read_narrow(path, config.make(**{"recipe": "resnet34-16k", "fold": 2} | fields), labels, mel, seed=1)
+    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels, place: int = 0, **fields):
+        return read_narrow(path, config.make(**{"recipe": "resnet34-16k", "fold": 2} | fields), labels, mel, place)
 
     for fields, of in (
-        ({"width": 8}, "resnet34-16k --width 4 --seed 1"),
-        ({"width": 8, "model": "se_fpn"}, "resnet34-16k --width 4 --seed 1 --model se_fpn"),
-        ({"recipe": "ensemble-16k", "classes": "esc10"}, "clean-16k --width 32 --seed 1 --classes esc10"),
+        ({"width": 8}, "resnet34-16k --width 4 --seed 0"),
+        ({"width": 8, "model": "se_fpn"}, "resnet34-16k --width 4 --seed 0 --model se_fpn"),
+        ({"recipe": "late-16k", "width": 64}, "clean-16k --width 32 --seed 1"),
+        ({"recipe": "late-16k", "width": 24}, "clean-16k --width 12 --seed 1"),
+        ({"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 0 --classes esc10"),
+        ({"recipe": "ensemble-16k", "place": 1}, "late-16k --width 32 --seed 1"),
+        ({"recipe": "ensemble-16k", "place": 2}, "best-16k --width 32 --seed 2"),
     ):
         with pytest.raises(CheckpointError, match=f"not exist: --widen .* --recipe {of} .* --fold 2 --out .*/fold2$"):
             read(**fields)

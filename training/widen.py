@@ -20,7 +20,7 @@ from torch import Tensor
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
 from cnn.model import AudioCNN, ModelConfig
-from training.config import MEMBERS, TrainConfig, differences, make
+from training.config import PARENTS, TrainConfig, differences, make
 
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 OPEN = 2.0  # what a new gate's sigmoid is given: 0.88, open enough and still able to learn
@@ -126,12 +126,18 @@ def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
 class Missing(CheckpointError):
     """A network to grow from does not exist."""
 
-    def __init__(self, path: Path, config: TrainConfig, seed: int) -> None:
-        recipe = MEMBERS[seed % len(MEMBERS)] if config.recipe == "ensemble-16k" else config.recipe  # of what lacks
-        width = config.width // config.groups if config.groups > 1 else max(config.width // 2, 1)
+    def __init__(self, path: Path, config: TrainConfig, place: int) -> None:
+        parents = PARENTS.get(config.recipe, ())
+        preset = make(parents[place % len(parents)] if parents else config.recipe)  # of what lacks
+        width = max(config.width // 2, 1)
+        if config.groups > 1:
+            width = config.width // config.groups
+        elif parents and config.width % preset.width == 0:
+            width = preset.width
+        seed = preset.seed if place < max(len(parents), 1) else place
         self.path, self.fold = path, config.fold
-        self.settings = f"--recipe {recipe} --width {width} --seed {seed}"
-        self.settings += f" --model {config.model}" * (config.model != make(recipe).model)
+        self.settings = f"--recipe {preset.recipe} --width {width} --seed {seed}"
+        self.settings += f" --model {config.model}" * (config.model != preset.model)
         self.settings += f" --classes {config.classes}" * (config.classes != TrainConfig.classes)
         super().__init__(
             f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
@@ -155,15 +161,15 @@ def _no_smaller(path: Path, small: ModelConfig, large: ModelConfig) -> None:
         )
 
 
-def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: MelConfig, seed: int = 0) -> Checkpoint:
+def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: MelConfig, place: int = 0) -> Checkpoint:
     """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on clips that
     `config` keeps from its training: those of its fold, or those of its inner share.
 
     Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
-    follow from the clips trained on. `seed`, one for each that is grown from, is for the advice how to make it.
+    follow from the clips trained on. `place` among those that are grown from is for the advice how to make it.
     """
     if not path.exists():
-        raise Missing(path, config, seed)
+        raise Missing(path, config, place)
     found, model = load(path), config.network(len(labels))
     seen = found.provenance.get("folds_trained_on")
     if seen is None or config.fold in seen:
