@@ -36,8 +36,8 @@ class Field:
     negative place, is padding with zeros.
 
     Of a pyramid level it is the smallest such rule that holds for every cell: a level reads the coarser ones, and
-    neighbours share a cell of those. Two things are left out. Squeeze-and-excitation: its gates depend on the whole
-    picture, and so does, through them, each channel's volume. And the means over time that a centred network takes off.
+    neighbours share a cell of those. Squeeze-and-excitation is left out: its gates depend on the whole picture, and so
+    does, through them, each channel's volume.
     """
 
     stride: int
@@ -72,7 +72,6 @@ class Anatomy:
     parameters: int  # sums over the parts
     multiply_adds: int
     groups: int = 1  # networks side by side, each with an equal share of every map's channels; 1 where it was not told
-    centred: bool = False  # the first convolution sees the picture a second time, every bin less its mean over time
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -107,7 +106,6 @@ def anatomy(classifier: Described) -> Anatomy:
         parameters=sum(part.parameters for part in parts),
         multiply_adds=sum(part.multiply_adds for part in parts),
         groups=classifier.config.groups,
-        centred=classifier.config.centred,
     )
 
 

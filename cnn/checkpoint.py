@@ -29,8 +29,7 @@ BOX = Path(__file__).resolve().parent.parent / "assets" / "models"
 DEFAULT = BOX / "resnet10" / "best_model.pth"
 MAX_BYTES = 500_000_000
 MAX_PARAMETERS = 200_000_000
-# younger than the format: what files without them were trained with
-SINCE = {"model": {"stem_stride": 2, "groups": 1, "centred": False}}
+SINCE = {"model": {"stem_stride": 2, "groups": 1}}  # younger than the format: what files without them were trained with
 
 Config = TypeVar("Config", ModelConfig, MelConfig)
 

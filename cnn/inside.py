@@ -116,10 +116,9 @@ def gates(classifier: Classifier, clip: Clip, *, window: int | None = None) -> d
 
 def kernels(classifier: Classifier) -> np.ndarray:
     """(C, k, k) float32 of the checkpoint's own first convolution, lowest frequency and earliest frame first: channel c
-    rises where the picture looks like kernel c. Where BatchNorm turns the sign afterwards, that is done here. A centred
-    network's two kernels a channel lie over the same places: their sum says what it looks for there."""
+    rises where the picture looks like kernel c. Where BatchNorm turns the sign afterwards, that is done here."""
     state = classifier.checkpoint.state_dict
-    weights, scale = state["conv1.weight"].float().sum(dim=1), state["bn1.weight"]
+    weights, scale = state["conv1.weight"][:, 0].float(), state["bn1.weight"]
     return torch.where(scale[:, None, None] < 0, -weights, weights).numpy()
 
 

@@ -22,7 +22,6 @@ class ModelConfig:
     width: int = 64  # channels of layer1; each further layer doubles them
     stem_stride: int = 2  # s of the first convolution, (4 s - 1)^2; 4 leaves a quarter of the work to what follows
     groups: int = 1  # networks side by side, blind to each other up to the head, which adds up what they say
-    centred: bool = False  # it hears two pictures: as it is, and every bin less its mean over time
     se: bool = False  # squeeze-and-excitation in every block
     se_reduction: int = 16
     fpn_channels: int = 0  # of the feature pyramid; 0: no pyramid
@@ -146,18 +145,13 @@ class FeaturePyramid(nn.Module):
 
 
 class AudioCNN(nn.Module):
-    """Log-mel picture (B, 1, F, T) -> logits (B, N). Any F and T from 1 on are legal; the taps say what can be read.
-
-    With `centred` the first convolution sees, beside the picture, what changes in it: a microphone, a room or a line
-    that colours all of the sound is not in there, and neither is what hums on.
-    """
+    """Log-mel picture (B, 1, F, T) -> logits (B, N). Any F and T from 1 on are legal; the taps say what can be read."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         s = config.stem_stride
-        pictures = 2 if config.centred else 1
-        self.conv1 = nn.Conv2d(pictures, config.width, 4 * s - 1, stride=s, padding=2 * s - 1, bias=False)
+        self.conv1 = nn.Conv2d(1, config.width, 4 * s - 1, stride=s, padding=2 * s - 1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
         self.act1 = nn.ReLU()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -206,8 +200,6 @@ class AudioCNN(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        if self.config.centred:
-            x = torch.cat([x, x - x.mean(dim=3, keepdim=True)], dim=1)
         x = self.pool(self.act1(self.bn1(self.conv1(x))))  # (B, width, f, t)
         maps: dict[str, Tensor] = {}
         for layer in self.stages:

@@ -25,7 +25,7 @@ from cnn.model import RESNET18, RESNET34, SE_FPN, AudioCNN, ModelConfig
 RATE = 16_000
 SMALL = {
     "resnet34": dataclasses.replace(RESNET34, width=4),
-    "resnet18": dataclasses.replace(RESNET18, width=4, stem_stride=4, groups=2, centred=True),
+    "resnet18": dataclasses.replace(RESNET18, width=4, stem_stride=4, groups=2),
     "se_fpn": dataclasses.replace(SE_FPN, width=4, fpn_channels=8, head_hidden=(16, 8)),
 }
 
@@ -109,7 +109,7 @@ def test_gates_and_kernels_are_those_of_the_checkpoint(classifier: Classifier, p
     for tap, values in shown.items():
         assert values.min() >= 0 and values.max() <= 1
         close(values, maps[tap][0].numpy())
-    weights, scale = plain.conv1.weight.sum(dim=1).detach().numpy(), plain.bn1.weight.detach().numpy()
+    weights, scale = plain.conv1.weight[:, 0].detach().numpy(), plain.bn1.weight.detach().numpy()
     assert (scale < 0).any() and (scale > 0).any()
     np.testing.assert_array_equal(kernels(classifier), weights * np.sign(scale)[:, None, None])
 
@@ -275,8 +275,8 @@ def seen_by(
 
 def open_network(config: ModelConfig) -> AudioCNN:
     """Every path is open: no weight is negative, so that no ReLU closes, and the mean stands in for the pool's maximum.
-    The gates are held and no mean is taken off; without that each would let a channel depend on the whole picture."""
-    slim = dataclasses.replace(config, width=config.groups, fpn_channels=min(config.fpn_channels, 1), centred=False)
+    The gates are held; without that each would let its channel depend on the whole picture."""
+    slim = dataclasses.replace(config, width=config.groups, fpn_channels=min(config.fpn_channels, 1))
     model = AudioCNN(slim).double().eval()
     for weight in model.parameters():
         nn.init.constant_(weight, 1 / weight[0].numel() if weight.ndim > 1 else 1.0)

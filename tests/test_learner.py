@@ -225,9 +225,8 @@ PYRAMID = {"se": True, "se_reduction": 2, "fpn_channels": 8, "head_hidden": (6,)
         (PYRAMID, PYRAMID | {"width": 8, "fpn_channels": 16}, "head"),
         ({"depths": (1, 1, 2, 1)}, {"width": 8}, "head"),
         ({"depths": (1, 1, 1, 1)}, PYRAMID | {"width": 8}, "layer4"),  # there the head is another one
-        ({}, {"width": 8, "centred": True}, "head"),
     ],
-    ids=["wider", "wider, with gates and a pyramid", "deeper", "deeper, with gates and a pyramid", "second picture"],
+    ids=["wider", "wider, with gates and a pyramid", "deeper", "deeper, with gates and a pyramid"],
 )
 def test_a_grown_network_says_what_the_small_one_says_and_then_parts_ways(small, large, same):
     narrow, wide = network(4, **small), network(**large)
@@ -251,12 +250,12 @@ def test_a_grown_network_says_what_the_small_one_says_and_then_parts_ways(small,
 
 
 def test_networks_side_by_side_say_the_mean_of_what_they_say_and_stay_apart():
-    three = [network(4, centred=centred) for centred in (False, True, False)]
+    three = [network(4) for _ in range(3)]
     for k, net in enumerate(three):
         for value in net.state_dict().values():
             if value.is_floating_point():
                 torch.nn.init.uniform_(value, 0.1, 0.5, generator=torch.Generator().manual_seed(k))
-    wide = network(12, groups=3, centred=True)
+    wide = network(12, groups=3)
     wide.load_state_dict(side_by_side([net.state_dict() for net in three], wide.state_dict()))
     x = batch().x
     with torch.inference_mode():
@@ -282,8 +281,6 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
         side_by_side([network(4).state_dict(), network(2).state_dict()], wide)
     with pytest.raises(ValueError, match=r"conv1.weight: 2 of \(2, 1, 7, 7\) side by side are no \(8, 1, 7, 7\)"):
         side_by_side([network(2).state_dict()] * 2, wide)
-    with pytest.raises(ValueError, match=r"2 of \(4, 2, 7, 7\) side by side are no \(8, 1, 7, 7\)"):
-        side_by_side([network(4, centred=True).state_dict()] * 2, wide)
     with pytest.raises(ValueError, match="differ in more than width, first in layer1.1"):
         side_by_side([network(4).state_dict(), network(4, depths=(1, 1, 1, 1)).state_dict()], wide)
     with pytest.raises(ValueError, match="no multiple of"):
@@ -300,14 +297,6 @@ def test_growing_from_the_wrong_network_is_refused(tmp_path: Path):
         read_narrow(path, config.make("resnet34-16k", model="resnet10"), labels, mel)
     with pytest.raises(CheckpointError, match="is a resnet34, not a resnet10: side by side they must be alike"):
         read_narrow(path, config.make("resnet34-16k", model="resnet10", groups=2, widen="a,b"), labels, mel)
-    two = {"groups": 2, "widen": "a,b"}
-    for fields in ({}, two):
-        assert read_narrow(path, config.make("resnet34-16k", centred=True, **fields), labels, mel)
-    hears = network(4, centred=True)
-    checkpoint.save(dataclasses.replace(checkpoint.load(path), model=hears.config, state_dict=hears.state_dict()), path)
-    for fields in ({}, two):
-        with pytest.raises(CheckpointError, match="has a second picture: set --centred true"):
-            read_narrow(path, config.make("resnet34-16k", **fields), labels, mel)
     gates = network(4, **PYRAMID)
     checkpoint.save(dataclasses.replace(checkpoint.load(path), model=gates.config, state_dict=gates.state_dict()), path)
     with pytest.raises(CheckpointError, match="from which no resnet34 can grow: .* a plain one"):

@@ -11,7 +11,6 @@ NARROW = [
     dataclasses.replace(RESNET34, width=8),
     dataclasses.replace(RESNET18, width=8, stem_stride=4),
     dataclasses.replace(RESNET18, name="ensemble", width=8, stem_stride=4, groups=2),
-    dataclasses.replace(RESNET18, name="centred", width=8, stem_stride=4, centred=True),
     dataclasses.replace(SE_FPN, width=8, fpn_channels=8),
 ]
 networks = pytest.mark.parametrize("config", NARROW, ids=[config.name for config in NARROW])
@@ -80,24 +79,13 @@ def test_taps_hold_what_a_plain_pass_through_the_parts_gives(config: ModelConfig
     x = noise(1, 1, 64, 99)
     with torch.inference_mode():
         _, maps = model(x, return_feature_maps=True)
-        heard = torch.cat([x, x - x.mean(dim=3, keepdim=True)], dim=1) if config.centred else x
-        stem = model.pool(torch.relu(model.bn1(model.conv1(heard))))
+        stem = model.pool(torch.relu(model.bn1(model.conv1(x))))
         layer1 = model.layer1(stem)
     assert torch.equal(maps["conv1"], stem)
     assert torch.equal(maps["layer1"], layer1)
     assert torch.equal(maps[f"layer1.block{config.depths[0] - 1}.relu"], layer1)
     assert torch.equal(maps["layer2.block0.relu"], maps["layer2.block0.conv"].relu())
     assert (maps["layer2.block0.conv"] < 0).any()  # before the ReLU, and not overwritten by it
-
-
-def test_what_colours_all_of_a_sound_is_not_in_the_second_picture():
-    model = build(dataclasses.replace(RESNET18, width=8, centred=True)).double()
-    x, colour = noise(2, 1, 64, 99).double(), 10 * noise(64, 1).double()
-    with torch.inference_mode():
-        assert not torch.allclose(model(x), model(x + colour), atol=1e-3)
-        model.conv1.weight[:, 0] = 0  # deaf to the first
-        torch.testing.assert_close(model(x), model(x + colour))
-        assert not torch.allclose(model(x), model(x.flip(3)), atol=1e-3)
 
 
 def test_an_unknown_tap_is_refused_with_those_there_are():

@@ -267,7 +267,6 @@ STRANGE = {
     "a field of a map that is not there": put("/v1/inside/anatomy/fields/layer9", {"stride": 1, "size": 1, "start": 0}),
     "kernels of other size": put("/v1/inside/kernels/shape", [4, 225, 1]),
     "more networks than channels": put("/v1/inside/anatomy/groups", 8),
-    "a second picture that may be": put("/v1/inside/anatomy/centred", 1),
     "an atlas of fewer channels": lambda a: a["/v1/inside"]["atlas"]["excites"]["conv1"].pop(),
     "a clip that the atlas has not": put("/v1/inside/atlas/excites/conv1/0", [[2, 1.0, 0.5]]),
     "gates of a block less": lambda a: a["/v1/maps"]["gates"].popitem(),

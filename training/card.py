@@ -139,7 +139,6 @@ def _network(checkpoint: Checkpoint) -> str:
     model: ModelConfig = checkpoint.model
     widths = f"{model.width}-{model.width * 2 ** (len(model.depths) - 1)} channels"
     extras = [f" in {model.groups} groups that share nothing"] * (model.groups > 1)
-    extras += [", every bin less its mean over time as a second picture"] * model.centred
     extras += [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)

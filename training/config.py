@@ -41,7 +41,6 @@ class TrainConfig:
     width: int = 64  # channels of layer1
     stem_stride: int = 2  # of the first convolution; 4: a quarter of the work for everything after it
     groups: int = 1  # networks side by side that share the width, blind to each other; their mean is the answer
-    centred: bool = False  # it hears a second picture as well: every bin less its mean over time
     mel: str = "16k"  # the front end, by its sample rate: a key of cnn.mel.MELS
     relative: bool = True  # level-invariant front end: dB below the window's own maximum
     floor_db: float = -80.0  # floor of the front end
@@ -141,7 +140,7 @@ class TrainConfig:
 
     def network(self, classes: int) -> ModelConfig:
         """What to build for so many classes."""
-        chosen = {name: getattr(self, name) for name in ("width", "stem_stride", "groups", "centred")}
+        chosen = {name: getattr(self, name) for name in ("width", "stem_stride", "groups")}
         return dataclasses.replace(MODELS[self.model], num_classes=classes, **chosen)
 
 

@@ -3,8 +3,7 @@
 From one: Net2Net (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks. Wider: every channel becomes k
 channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
 Deeper: a further block adds nothing to its shortcut yet (the scale of its last BatchNorm is 0, as in Goyal et al. 2017,
-arXiv 1706.02677). A new gate lets everything pass, a second picture counts for nothing yet; a pyramid or further layers
-of the head start from random weights.
+arXiv 1706.02677). A new gate lets everything pass; a pyramid or further layers of the head start from random weights.
 From several of equal width: side by side, each in a group of its own. The logits are the mean of theirs.
 """
 
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from cnn.checkpoint import Checkpoint, CheckpointError, load
@@ -38,8 +36,7 @@ def grown(small: Mapping[str, Tensor], large: Mapping[str, Tensor], generator: t
         raise ValueError(f"they differ in more than width and depth, first in {min(lost)}")
     out = {key: value.clone() for key, value in large.items()}
     for key in small:
-        value = _seeing(key, small[key].to(large[key].dtype), large[key].shape)
-        out[key] = _wider(key, value, large[key].shape, generator)
+        out[key] = _wider(key, small[key].to(large[key].dtype), large[key].shape, generator)
     for key in new:
         block, _, what = key.rpartition(".bn2.")
         if block and what == "weight":
@@ -51,13 +48,6 @@ def grown(small: Mapping[str, Tensor], large: Mapping[str, Tensor], generator: t
             for scaled in ("weight", "bias"):
                 out[f"{block}.bn2.{scaled}"] /= torch.sigmoid(torch.tensor(OPEN))
     return out
-
-
-def _seeing(key: str, value: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first convolution for as many pictures as `shape` has, nothing made of those that are new."""
-    if key != "conv1.weight":  # (C, pictures, k, k)
-        return value
-    return nnf.pad(value, (0, 0, 0, 0, 0, max(shape[1] - value.shape[1], 0)))
 
 
 def _wider(key: str, value: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -75,14 +65,13 @@ def _wider(key: str, value: Tensor, shape: Sequence[int], generator: torch.Gener
 
 
 def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The states of n plain networks as that of one with n groups and n times their width. Where that one is centred,
-    those that are not go on without the second picture. Raises ValueError."""
+    """The states of n plain networks as that of one with n groups and n times their width. Raises ValueError."""
     for state in members:
         if missing := set(state) ^ set(wide):
             raise ValueError(f"they differ in more than width, first in {min(missing)}")
     n, out = len(members), {}
     for key, target in wide.items():
-        parts = [_seeing(key, state[key].to(target.dtype), target.shape) for state in members]
+        parts = [state[key].to(target.dtype) for state in members]
         if any(part.shape != parts[0].shape for part in parts):
             raise ValueError(f"{key}: {' and '.join(str(tuple(part.shape)) for part in parts)} are not alike")
         if not target.ndim:  # how many batches BatchNorm has seen
@@ -195,8 +184,6 @@ def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: Mel
             f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "
             "or name another with --widen"
         )
-    if found.model.centred and not model.centred:
-        raise CheckpointError(f"{path} has a second picture: set --centred true, or name another with --widen")
     if found.model.num_classes != model.num_classes or tuple(labels) != found.labels:
         raise CheckpointError(
             f"{path} knows {len(found.labels)} classes that are not the {model.num_classes} of this run: set --classes "

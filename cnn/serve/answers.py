@@ -235,7 +235,6 @@ def anatomy(told: dict[str, Any]) -> Anatomy:
     _require(len(found.picture) == 2, "picture")
     _require(type(found.groups) is int and found.groups > 0, "groups")
     _require(found.parts[0].shape[0] % found.groups == 0, "groups")
-    _require(type(found.centred) is bool, "centred")
     return found
 
 

@@ -121,8 +121,7 @@ class Inside(_Said):
                                            "forward pass, each with name, kind, stage, taps, shape, parameters and "
                                            "multiply_adds for a window; fields: by tap the receptive field of cell i, "
                                            "places start + i * stride and size - 1 more; totals; groups: networks side "
-                                           "by side, each with its share of every map's channels; centred: whether "
-                                           "it sees a second picture, every bin less its mean.")  # fmt: skip
+                                           "by side, each with its share of every map's channels.")  # fmt: skip
     kernels: Matrix | None = Field(None, description="Of the first layer: (channels, k, k).")
     atlas: dict[str, Any] | None = Field(None, description="clips; excites: by tap and channel up to three of "
                                          "[number of the clip, peak, its second], the highest first; gates: by tap the "

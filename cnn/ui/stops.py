@@ -62,7 +62,7 @@ def stop_words(stop: str, anatomy: Anatomy, mel: MelConfig, classes: int) -> str
             f"{channels} filters, each a pattern of {size} × {size} cells, slide over the picture and answer wherever "
             "they find their pattern: a sudden start, a steady hum, a rising tone. Of each neighbourhood only the "
             f"strongest answer is kept: one cell for every {field.stride} of the picture, both ways. One filter's "
-            f"answers are called a channel.{TWICE if anatomy.centred else ''}{_apart(anatomy, channels)}"
+            f"answers are called a channel.{_apart(anatomy, channels)}"
         )
     if stop == HEAD:
         last = "every level of the pyramid" if _has_pyramid(anatomy) else layers[-1]
@@ -89,12 +89,6 @@ def stop_words(stop: str, anatomy: Anatomy, mel: MelConfig, classes: int) -> str
         f"Two convolutions look at 3 × 3 cells of {seen} at once. What they find is added to what came in (the "
         "shortcut), so nothing gets lost on a long way down. ReLU then sets all that is below zero to zero."
     )
-
-
-TWICE = (
-    " They see the picture twice: as it is, and with each row's mean over time taken off it. What a microphone, a line "
-    "or a room does to all of a sound is not in the second one."
-)
 
 
 def _apart(anatomy: Anatomy, channels: int) -> str:
