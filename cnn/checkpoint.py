@@ -5,10 +5,12 @@ not fit is refused in words, never patched; a file written before a setting exis
 """
 
 import dataclasses
+import io
 import os
 import pickle
 import re
 import types
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +42,10 @@ class CheckpointError(ValueError):
 
 class NotWritten(CheckpointError):
     """There is no room for it, or no right to write it."""
+
+
+class NotRead(CheckpointError):
+    """It may be as good as ever: there is no right to read it, or the disk or the memory fails."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +124,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise CheckpointError(f"{path} has {size / 1e6:.0f} MB, more than a network of this family can need")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = unpacked(path)
     except pickle.UnpicklingError as e:
         raise CheckpointError(
             f"{path} was not loaded: it is damaged, or holds more than weights and plain values and could run code; "
@@ -126,9 +132,33 @@ def load(path: str | os.PathLike) -> Checkpoint:
         ) from e
     except CheckpointError:
         raise
+    except (OSError, MemoryError) as e:
+        raise NotRead(f"{path} cannot be read now ({why(e)}): check its permissions and the disk") from e
     except Exception as e:  # a file of any other kind can fail in any way inside torch's readers
         raise CheckpointError(f"{path} cannot be read as a checkpoint: damaged, cut off or of another kind") from e
     return _verify(payload, path)
+
+
+def unpacked(path: Path) -> Any:
+    """What torch.save wrote: tensors and plain values.
+
+    Raises OSError or MemoryError where it cannot be read, any other error where it is not as it was written: torch 2.14
+    does not compare the checksums in it, a flipped bit would be another weight.
+    """
+    content = io.BytesIO(path.read_bytes())  # from a file torch's readers raise OSError for what is cut off, too
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            if sum(record.file_size for record in archive.infolist()) > 2 * len(content.getbuffer()):
+                raise zipfile.BadZipFile("torch.save does not compress")  # it would swell on being read
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} is not as it was written")
+    content.seek(0)
+    return torch.load(content, map_location="cpu", weights_only=True)
+
+
+def why(error: BaseException) -> str:
+    """In the system's words, without its number and the path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def find(model: str | os.PathLike | None = None) -> Path:

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,3 +126,15 @@ def chromium() -> str:
     if path is None:
         pytest.fail("no Chromium: apt-get install chromium, or set CHROMIUM=/path/to/chrome")
     return path
+
+
+def flipped(whole: Path, to: Path) -> Path:
+    """`whole`, which torch.save wrote, with one bit of its largest tensor another."""
+    content = bytearray(whole.read_bytes())
+    with zipfile.ZipFile(whole) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        values = archive.read(largest)
+    place = content.index(values) + len(values) // 2
+    content[place] ^= 1
+    to.write_bytes(content)
+    return to

@@ -1,17 +1,21 @@
 """best_model.pth: what goes in comes out; what does not fit, is broken or hostile is refused in words."""
 
 import dataclasses
+import errno
 import pickle
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from unittest import mock
 
 import pytest
 import torch
 
 from cnn import checkpoint
 from cnn.checkpoint import CheckpointError
+from tests.conftest import flipped
 
 
 @pytest.fixture
@@ -124,6 +128,29 @@ def test_a_cut_off_file_is_refused(tiny: Path, tmp_path: Path, keep: float):
     path.write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
     with pytest.raises(CheckpointError, match=r"cut\.pth"):
         checkpoint.load(path)
+
+
+def test_a_flipped_bit_is_noticed(tiny: Path, tmp_path: Path):
+    path = flipped(tiny, tmp_path / "flipped.pth")
+    assert len(torch.load(path, weights_only=True)) == len(torch.load(tiny, weights_only=True))  # torch does not mind
+    with pytest.raises(CheckpointError, match=r"flipped\.pth cannot be read as a checkpoint: damaged"):
+        checkpoint.load(path)
+
+
+def test_a_file_that_would_swell_is_not_unpacked(tmp_path: Path, monkeypatch):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", bytes(10_000_000))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be read as a checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tiny: Path, monkeypatch):
+    for fault, told in ((PermissionError(errno.EACCES, "Permission denied"), "Permission denied"), (MemoryError(), "")):
+        monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=fault))
+        with pytest.raises(checkpoint.NotRead, match=rf"cannot be read now \(.*{told}.*\): check its permissions"):
+            checkpoint.load(tiny)
 
 
 @pytest.mark.parametrize("content", [b"not a checkpoint\n", b"PK\3\4 not a zip", bytes(range(256))])

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.bench_train import batches
 from training import config
 from training.config import TrainConfig
 from training.feed import Feed
-from training.widen import read_narrow
+from training.widen import Missing, read_narrow
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,10 @@ from training.widen import read_narrow
         ("widen", "A,B", "widen names 2 to grow from, and groups is 1: .* groups to 2 and width to theirs together"),
         ("groups", 3, "width 64 cannot be shared out among 3 groups"),
         ("stem_stride", 17, "must lie in 1..16"),
+        ("stretch_max", math.inf, "stretch_max must be a number that can be computed with, not inf"),
+        ("seed", 2**63, r"seed must lie below 2\^63"),
+        ("crop_frames", 252, "crop_frames must be at most the 251 of a clip with mel 16k, not 252"),
+        ("accumulate", 65, "a batch of 64 cannot be computed in 65 parts: raise batch_size or lower accumulate"),
         ("schedule", "linear", "schedule 'linear' is unknown; known are onecycle, cosine"),
     ],
 )
@@ -97,20 +102,25 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     small = ModelConfig(width=2, num_classes=3, depths=(1, 1, 1, 1))
     state = AudioCNN(small).state_dict()
 
-    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels, place: int = 0, **fields):
-        return read_narrow(path, config.make(**{"recipe": "resnet34-16k", "fold": 2} | fields), labels, mel, place)
+    def made(**fields) -> TrainConfig:
+        return config.make(**{"recipe": "resnet34-16k", "fold": 2} | fields)
 
-    for fields, of in (
-        ({"width": 8}, "resnet34-16k --width 4 --seed 0"),
-        ({"width": 8, "model": "se_fpn"}, "resnet34-16k --width 4 --seed 0 --model se_fpn"),
-        ({"recipe": "late-16k", "width": 64}, "clean-16k --width 32 --seed 1"),
-        ({"recipe": "late-16k", "width": 24}, "clean-16k --width 12 --seed 1"),
-        ({"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 0 --classes esc10"),
-        ({"recipe": "ensemble-16k", "place": 1}, "late-16k --width 32 --seed 1"),
-        ({"recipe": "ensemble-16k", "place": 2}, "best-16k --width 32 --seed 2"),
-    ):
-        with pytest.raises(CheckpointError, match=f"not exist: --widen .* --recipe {of} .* --fold 2 --out .*/fold2$"):
-            read(**fields)
+    def read(mel: MelConfig = mel, labels: tuple[str, ...] = labels, **fields):
+        return read_narrow(path, made(**fields), labels, mel)
+
+    for place, fields, of in (
+        (0, {"width": 8}, "resnet34-16k --width 4 --seed 0"),
+        (0, {"width": 8, "model": "se_fpn"}, "resnet34-16k --width 4 --seed 0 --model se_fpn"),
+        (0, {"recipe": "late-16k", "width": 64}, "clean-16k --width 32 --seed 1"),
+        (0, {"recipe": "late-16k", "width": 24}, "clean-16k --width 12 --seed 1"),
+        (0, {"recipe": "late-16k", "inner_share": 0.3, "relative": False, "stem_stride": 2, "floor_db": -60.0},
+         "clean-16k --width 32 --seed 1 --stem-stride 2 --relative false --floor-db -60.0 --inner-share 0.3"),
+        (0, {"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 0 --classes esc10"),
+        (1, {"recipe": "ensemble-16k"}, "late-16k --width 32 --seed 1"),
+        (2, {"recipe": "ensemble-16k"}, "best-16k --width 32 --seed 2"),
+    ):  # fmt: skip
+        told = str(Missing(path, made(**fields), place))
+        assert f"training.train --recipe {of} --data DIR --fold 2 --out {path.parent}" in told
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
     assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels
     with pytest.raises(CheckpointError, match=r"--inner-share 0.1 keeps aside \(its own was 0\).* set --inner-share 0"):

@@ -8,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -268,6 +269,13 @@ def test_damaged_weights_are_made_again_from_the_resume_state(copy: Path, tone_d
     assert_same_answers(fold / "predictions.csv", wanted)
 
 
+def test_weights_that_cannot_be_read_now_are_not_made_again(copy: Path, tone_data: Path, monkeypatch, capsys):
+    monkeypatch.setattr(crossval, "train", no_training)
+    monkeypatch.setattr(checkpoint, "unpacked", mock.Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+    assert command(tone_data, copy, "--no-robustness", folds="1") == 1
+    assert "fold1/best_model.pth cannot be read now (denied)" in capsys.readouterr().err
+
+
 def test_what_cannot_work_is_told_before_the_training(tone_data: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(crossval, "train", no_training)
     (tmp_path / "file").write_text("")
@@ -281,6 +289,8 @@ def test_what_cannot_work_is_told_before_the_training(tone_data: Path, tmp_path:
     assert "choose another --out" in told(f"--out={tmp_path / 'file' / 'results'}")
     assert "choose another --runs" in told(f"--runs={tmp_path / 'file'}")
     assert "no clip in fold 3" in told(folds="1,2,3")
+    (tmp_path / "fold1").write_text("")  # fold 1 has what it grows from
+    assert "fold2, the network to grow from, does not exist" in told(f"--widen={tmp_path}/fold{{fold}}", folds="1,2")
     assert "--folds 2 holds out that one" in told("--fold=2")
     assert "esc50.csv" in told(f"--data={tmp_path}")
     with pytest.raises(TrainingError, match="no measured fold"):

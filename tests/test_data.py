@@ -61,13 +61,13 @@ def test_clips_are_decoded_once_and_then_mapped_to_the_bit(rows: list[Row], fold
         clip = audio.load(row.path)
         window = audio.windows(audio.resample(clip.samples, clip.rate, MEL.sample_rate)[: MEL.samples], 8_000, 0.2)[0]
         expected.append(10 * front_end.power(torch.from_numpy(window))[0].clamp_min(1e-10).log10())
-    first, rate = load_db(rows, MEL, folder)
-    assert rate == 8_000 and torch.equal(first, torch.stack(expected))
+    first, heard = load_db(rows, MEL, folder)
+    assert heard.lowest_rate == 8_000 and heard.odd == 0 and torch.equal(first, torch.stack(expected))
     assert str(kept(folder)) in Path("/proc/self/maps").read_text()
     del first
     with nothing_decoded():
-        second, rate = load_db(rows, MEL, folder)
-    assert rate == 8_000 and torch.equal(second, torch.stack(expected))
+        second, heard = load_db(rows, MEL, folder)
+    assert heard.lowest_rate == 8_000 and heard.odd == 0 and torch.equal(second, torch.stack(expected))
     assert str(kept(folder)) in Path("/proc/self/maps").read_text()
     second[:] = 0.0  # the caller's own; the file stays
     assert torch.equal(load_db(rows, MEL, folder)[0], torch.stack(expected))

@@ -67,7 +67,9 @@ def test_a_clip_in_which_nothing_is_heard_is_wrong(data: Path, tiny_classifier: 
     assert figures["per_class"]["dog"] == 0
 
 
-def test_the_command_measures_and_writes_what_it_measured(data: Path, tiny: Path, tmp_path: Path, capsys):
+def test_the_command_measures_and_writes_what_it_measured(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     path = tmp_path / "new folder" / "p.csv"
     command = ["--model", str(tiny), "--data", str(data), "--fold", "1", "--device", "cpu"]
     assert evaluate.main([*command, "--predictions", str(path)]) == 0
@@ -77,8 +79,13 @@ def test_the_command_measures_and_writes_what_it_measured(data: Path, tiny: Path
     row = recompute(path)["folds"][0]
     assert (row["n"], row["correct"], row["accuracy"]) == (3, measured.correct, measured.accuracy)
     assert recompute(path)["per_class"] == measured.to_dict()["per_class"]
-    assert evaluate.main([*command, "--predictions", str(tiny / "p.csv")]) == 1  # a folder that is a file
-    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(evaluate, "answers", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(robustness, "measure", lambda *_, **__: pytest.fail("measured"))
+    for place, why in ((tiny / "p", "File exists"), (tmp_path, "Is a directory")):  # a folder that is a file; a folder
+        for main, flag in ((evaluate.main, "--predictions"), (robustness.main, "--json")):
+            assert main([*command, flag, str(place)]) == 1
+            said = f"error: {place} cannot be written ({why}): name another file\n"
+            assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("command", [evaluate, robustness, publish])

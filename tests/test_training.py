@@ -1,13 +1,17 @@
 """Training: the same seed gives the same run, cut off or not; nothing of the held-out fold is looked at."""
 
 import dataclasses
+import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,11 +23,12 @@ from cnn import checkpoint
 from cnn.classifier import Classifier
 from cnn.mel import MELS
 from cnn.model import MODELS
+from tests.conftest import flipped
 from training import config, evaluate, robustness
 from training.data import DataError, Row, read_rows
 from training.feed import Feed
 from training.learner import Learner
-from training.logs import NullLogger
+from training.logs import NullLogger, Progress
 from training.splits import inner_split
 from training.train import TrainingError, train
 
@@ -174,6 +179,33 @@ def test_data_of_a_lower_rate_is_warned_about_and_recorded(data: Path, tmp_path:
     assert "nothing above 8 kHz is learned" in told["warnings"][0] and "freq_mask_bins" in told["chosen_here"]
 
 
+def test_a_clip_that_breaks_off_is_warned_about_and_recorded(data: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("AUDIO_CNN_CACHE", str(tmp_path / "cache"))
+    broken = copied(data, tmp_path / "broken")
+    clip = next((broken / "audio").glob("1-*"))
+    content = clip.read_bytes()
+    clip.unlink()
+    clip.write_bytes(content[: len(content) // 2])
+    for name in ("decoded", "from the cache"):
+        result = train(config.make("resnet34-16k", **SMALL | {"epochs": 1}), broken, tmp_path / name)
+        said = f"one clip is not as they should be and learned as they are: {clip.name}: The file breaks off early"
+        assert said in capsys.readouterr().out
+        assert said in checkpoint.load(result.checkpoint).provenance["warnings"][0]
+
+
+def test_the_live_line_tells_everything_on_80_columns_and_ends_before_what_follows(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    with pytest.raises(TrainingError), Progress(1000, 25, 64, first=990) as progress:
+        progress.live = True
+        progress.start -= 1000.0  # seconds
+        progress.step(999, 24, 12.345, 0.6667, 2.9e-7)
+        raise TrainingError("nan")
+    said = capsys.readouterr().out
+    line = said.removeprefix("\r").removesuffix("\033[K\n")
+    assert len(line) < 80 and line.startswith("epoch 1000/1000 25/25 loss 12.345 acc 66.7 % lr 2.9e-07 ")
+    assert re.search(r" \d+ clips/s \d+ min left$", line)
+
+
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_holds_nothing(data: Path, tmp_path: Path, capsys):
     command = ["--data", str(data), "--out", str(tmp_path / "run"), "--width=2", "--epochs=1", "--precision=fp32"]
     hold = "import sys, time; from pathlib import Path; from training.state import alone_in\n"
@@ -278,7 +310,7 @@ def test_it_can_learn_what_is_there(data: Path, tmp_path: Path):
     assert report.correct == report.clips == 6 and set(report.per_class) == {"dog", "rain", "rooster"}
 
 
-def test_other_settings_do_not_continue_a_run(data: Path, tmp_path: Path):
+def test_other_settings_or_a_damaged_state_do_not_continue_a_run(data: Path, tmp_path: Path, monkeypatch):
     run = config.make("resnet34-16k", **SMALL)
     train(run, data, tmp_path, stop_after=1)
     with pytest.raises(TrainingError, match=r"max_lr 0\.002 -> 0\.1"):
@@ -287,7 +319,14 @@ def test_other_settings_do_not_continue_a_run(data: Path, tmp_path: Path):
         train(run, data, tmp_path)
     with pytest.raises(TrainingError, match="nothing to resume"):
         train(run, data, tmp_path / "elsewhere", resume=True)
-    (tmp_path / "resume.pt").write_bytes(b"cut off")
+    state = tmp_path / "resume.pt"
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"now \(.*denied\): check its permissions"):
+        patch.setattr(train_module.state, "unpacked", mock.Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+        train(run, data, tmp_path, resume=True)  # as good as ever, perhaps: nobody is told to delete it
+    flipped(state, state)
+    with pytest.raises(TrainingError, match="is damaged: delete it to start again"):
+        train(run, data, tmp_path, resume=True)
+    state.write_bytes(b"cut off")
     with pytest.raises(TrainingError, match="delete it to start again"):
         train(run, data, tmp_path, resume=True)
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known are {', '.join(known)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a number that can be computed with, not {value}")
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
@@ -113,6 +117,14 @@ class TrainConfig:
         for name, why in BELOW_ONE.items():
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} must be below 1: {why}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must lie below 2^63, not {self.seed}")
+        if self.crop_frames > (whole := MELS[self.mel].frames):
+            raise ValueError(f"crop_frames must be at most the {whole} of a clip with mel {self.mel}, not "
+                             f"{self.crop_frames}")  # fmt: skip
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} parts: raise "
+                             "batch_size or lower accumulate")  # fmt: skip
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device {self.device!r} is unknown; known are auto, cpu, cuda, cuda:N")
         if not self.epochs and not self.widen:
@@ -184,7 +196,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "se-fpn-22k": PLAIN | {
         "model": "se_fpn", "mel": "22k", "crop_frames": 216, "epochs": 150, "schedule": "cosine", "weight_decay": 0.05,
-        "clip_norm": 1.0, "label_smoothing": 0.15, "mixup": 0.5, "mixup_alpha": 0.4, "freq_mask_bins": 27,
+        "clip_norm": 1.0, "label_smoothing": 0.15, "mixup": 0.5, "mixup_alpha": 0.4, "freq_mask_bins": 36,
         "time_mask_frames": 50, "batch_size": 32, "inner_share": 0.1, "patience": 25,
     },
 }  # fmt: skip

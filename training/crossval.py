@@ -44,6 +44,7 @@ from training.gather import (
 from training.logs import Logger, TensorBoard
 from training.state import FREE, NotWritten, TrainingError, alone_in, fingerprint
 from training.train import train
+from training.widen import parents
 
 FOLDS = (1, 2, 3, 4, 5)
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -107,6 +108,8 @@ def _trained(best: Path, config: TrainConfig) -> bool:
         return False
     try:
         weights = checkpoint.load(best)
+    except checkpoint.NotRead:  # good weights, perhaps: they are not to be overwritten
+        raise
     except CheckpointError as e:
         print(f"{e}: it is made again", flush=True)
         return False
@@ -120,7 +123,8 @@ def _clips(config: TrainConfig, data: Path) -> str:
     try:
         return fingerprint(read_rows(data, esc10=config.classes == "esc10"))
     except OSError as e:
-        raise DataError(f"{e.filename} is named in meta/esc50.csv but cannot be read ({e.strerror})") from e
+        raise DataError(f"{e.filename} is named in meta/esc50.csv but cannot be read ({e.strerror}): fetch it "
+                        "again (python -m training.esc50), or check its permissions") from e  # fmt: skip
 
 
 class _Clips:
@@ -177,6 +181,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, out: Path, robust: bool) -> None:
     elsewhere = elsewhere_measured(out, runs)
+    for fold in folds:  # what a later one grows from is asked for now, too
+        if fold not in elsewhere and not (runs / f"fold{fold}" / BEST).exists():
+            parents(dataclasses.replace(config, fold=fold))
     for place, fold in enumerate(folds, start=1):
         print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)
         before = read_record(runs / f"fold{fold}")

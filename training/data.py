@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from cnn.labels import ESC50
 from cnn.mel import LogMel, MelConfig
 from training.cache import default_cache, keep, look_up
 
-FRONT_END = 1  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make other numbers of the same sound
+FRONT_END = 2  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make other numbers of the same sound
 LIBRARIES = ("av", "numpy", "soundfile", "soxr", "torch", "torchaudio")  # so may these
 LATER = ("floor_db", "relative", "mean", "std")  # of the front end, applied after the pictures kept here
+NOTES, NOTE = 3, 300  # that are kept of odd clips, and their characters
 PART = 64  # clips decoded ahead at the most: what waits for the front end is in memory
 
 
@@ -45,10 +47,10 @@ def read_rows(root: Path, *, esc10: bool = False) -> list[Row]:
     Raises DataError where the folder, the csv or a column is missing, it cannot be read or a class is unknown.
     """
     table = Path(root) / "meta" / "esc50.csv"
-    if not table.is_file():
-        raise DataError(f"{table} is missing: --data wants a folder of ESC-50's layout, audio/ and meta/esc50.csv")
     rows = []
     try:
+        if not table.is_file():
+            raise DataError(f"{table} is missing: --data wants a folder of ESC-50's layout, audio/ and meta/esc50.csv")
         with table.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a byte order mark first
             for line, row in enumerate(csv.DictReader(file), start=2):
                 try:
@@ -88,8 +90,17 @@ def in_folds(rows: Iterable[Row], folds: Iterable[int]) -> list[Row]:
     return chosen
 
 
-def load_db(rows: list[Row], mel: MelConfig, cache: Path | None = None) -> tuple[Tensor, int]:
-    """Every clip as the front end's absolute dB mel (n, F, T), float32, floor -100 dB; the sources' lowest rate in Hz.
+@dataclass(frozen=True)
+class Heard:
+    """What decoding the clips told."""
+
+    lowest_rate: int  # of the sources, in Hz
+    odd: int = 0  # clips that are not as they should be
+    notes: tuple[str, ...] = ()  # of the first of them: 'a.wav: The file breaks off early ...'
+
+
+def load_db(rows: list[Row], mel: MelConfig, cache: Path | None = None) -> tuple[Tensor, Heard]:
+    """Every clip as the front end's absolute dB mel (n, F, T), float32, floor -100 dB, and what was heard.
 
     Not standardised and not relative: augmentation works on levels. Decoded once and kept in the folder `cache` (None:
     training.cache.default_cache()) under the clips' bytes and the settings that matter; the tensor is mapped from that
@@ -100,16 +111,21 @@ def load_db(rows: list[Row], mel: MelConfig, cache: Path | None = None) -> tuple
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         key = _key(pool.map(_digest, rows), mel)
         if found := look_up(folder, key):
-            return found[0], found[1]["lowest_rate"]
-        db, lowest = _decode(rows, mel, pool)
+            return found[0], _heard(found[1])
+        db, heard = _decode(rows, mel, pool)
     try:
-        keep(folder, key, db, {"lowest_rate": lowest})
+        keep(folder, key, db, dataclasses.asdict(heard))
     except OSError as e:
         print(f"{folder} cannot keep the {len(rows)} decoded clips ({e.strerror}): they stay in memory, and the next "
               "run decodes them again; AUDIO_CNN_CACHE names another folder", file=sys.stderr, flush=True)  # fmt: skip
-        return db, lowest
+        return db, heard
     found = look_up(folder, key)
-    return (found[0] if found else db), lowest
+    return (found[0] if found else db), heard
+
+
+def _heard(told: dict[str, Any]) -> Heard:
+    """From a cache's notes."""
+    return Heard(told["lowest_rate"], told["odd"], tuple(told["notes"]))
 
 
 def _digest(row: Row) -> str:
@@ -131,28 +147,32 @@ def _key(clips: Iterable[str], mel: MelConfig) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[Tensor, int]:
-    """Pictures (n, F, T) in memory, lowest rate in Hz. The pool decodes and resamples, this thread does the rest."""
+def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[Tensor, Heard]:
+    """Pictures (n, F, T) in memory. The pool decodes and resamples, this thread does the rest."""
 
-    def window(row: Row) -> tuple[np.ndarray, int]:
+    def window(row: Row) -> tuple[np.ndarray, int, str]:
         clip = audio.load(row.path)
         sound = audio.resample(clip.samples, clip.rate, mel.sample_rate)
         out = np.zeros(mel.samples, np.float32)
         out[: min(len(sound), mel.samples)] = sound[: mel.samples]
-        return out, clip.rate
+        return out, clip.rate, f"{row.path.name}: {' '.join(clip.notes)}" if clip.notes else ""
 
     front_end = LogMel(mel)
     out = torch.empty(len(rows), mel.n_mels, mel.frames)
-    lowest = sys.maxsize
-    for at in range(0, len(rows), PART):
-        for i, (samples, rate) in enumerate(pool.map(window, rows[at : at + PART]), start=at):
-            lowest = min(lowest, rate)
-            with torch.inference_mode():
-                power = front_end.power(torch.from_numpy(samples)[None])
-                out[i] = 10.0 * power[0].clamp_min(1e-10).log10()
-            if sys.stderr.isatty():
-                end = "\n" if i + 1 == len(rows) else ""
-                print(f"\rdecoding clip {i + 1} of {len(rows)}", end=end, file=sys.stderr, flush=True)
+    lowest, notes, live = sys.maxsize, [], sys.stderr.isatty()
+    try:
+        for at in range(0, len(rows), PART):
+            for i, (samples, rate, told) in enumerate(pool.map(window, rows[at : at + PART]), start=at):
+                lowest = min(lowest, rate)
+                notes += [told] if told else []
+                with torch.inference_mode():
+                    power = front_end.power(torch.from_numpy(samples)[None])
+                    out[i] = 10.0 * power[0].clamp_min(1e-10).log10()
+                if live:
+                    print(f"\rdecoding clip {i + 1} of {len(rows)}", end="", file=sys.stderr, flush=True)
+    finally:
+        if live:
+            print(file=sys.stderr, flush=True)  # what is told next has a line of its own
     if out.amax() == out.amin():
         raise DataError(f"there is no sound in any of the {len(rows)} clips in {rows[0].path.parent}: all are silence")
-    return out, lowest
+    return out, Heard(lowest, len(notes), tuple(note[:NOTE] for note in notes[:NOTES]))

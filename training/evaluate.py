@@ -15,11 +15,13 @@ N classes of the network.
 import argparse
 import csv
 import dataclasses
+import errno
 import io
 import math
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +72,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927)."""
     p, z = correct / n, 1.959964
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return max((centre - spread) / (1 + z * z / n), 0.0), min((centre + spread) / (1 + z * z / n), 1.0)
 
 
 # --- asking the network ----------------------------------------------------------------------------------------------
@@ -266,6 +268,17 @@ def write_whole(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Raises ValueError now, not after the work, where no file can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e:
+        raise ValueError(f"{path} cannot be written ({e.strerror}): name another file") from e
+
+
 def add_where(parser: argparse.ArgumentParser) -> None:
     """The flags for the clips to measure on: `fold`, None where those kept aside are asked for."""
     parser.set_defaults(fold=5)  # here: a flag that is given its own default does not count as given to argparse
@@ -289,11 +302,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.predictions:
-            args.predictions.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
+            check_place(args.predictions)
         path = find(args.model)
         classifier = Classifier.open(path, args.device)
         warn_of_trained(classifier, args.fold)
         found = answers(classifier, args.data, args.fold)
+        _tell(f"{path}", report(found, classifier.labels, args.fold or 0), args.fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)
     except KeyboardInterrupt:
@@ -302,14 +316,16 @@ def main(argv: list[str] | None = None) -> int:
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    result = report(found, classifier.labels, args.fold or 0)
+    return 0
+
+
+def _tell(path: str, result: Report, fold: int | None) -> None:
     low, high = result.interval()
     top3 = result.correct_top3 / result.clips
-    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(args.fold)} "
+    print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(fold)} "
           f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %), among the first three {100 * top3:.2f} %")
     worst = sorted(result.per_class.items(), key=lambda item: item[1])[:5]
     print("hardest: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
-    return 0
 
 
 if __name__ == "__main__":

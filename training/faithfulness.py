@@ -36,7 +36,7 @@ from cnn.classifier import Classifier, Prediction
 from cnn.perturbation import sought_mask
 from cnn.spectrum import split
 from training.data import DataError
-from training.evaluate import clips_of
+from training.evaluate import check_place, clips_of, write_whole
 from training.mixtures import Sound, clips, mixtures, si_sdr, window_of
 
 BASELINES = ("random", "energy")  # masks of the same area as those that were sought
@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
             print(file=sys.stderr)  # the progress line ends
         print(f"{path}, fold {args.fold}\n{text(table['tables'])}")
         if args.json:
-            args.json.write_text(json.dumps(table) + "\n")
+            write_whole(args.json, (json.dumps(table) + "\n").encode())
             _part(args.json).unlink(missing_ok=True)
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -327,8 +327,8 @@ def _kept(
     data = str(args.data.resolve())
     made_by = json.dumps({"networks": digests, "data": data, "fold": args.fold, "seed": args.seed,
                           "methods": methods(classifier)})  # fmt: skip
+    check_place(args.json)
     path = _part(args.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and lines[0].rstrip("\n") != made_by:
         raise ValueError(f"{path} is of other networks, data, fold, seed or table: delete it or name another FILE")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor
@@ -143,12 +143,23 @@ class Progress:
         self.start = time.monotonic()
         self.quiet = quiet
         self.live = sys.stdout.isatty() and not quiet
+        self.begun = False  # a live line stands there, not ended yet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.begun:
+            print(flush=True)  # what is told next has a line of its own
+            self.begun = False
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, lr: float) -> None:
         self.done += 1
         if self.live:
-            line = self._line(epoch, step + 1, loss, accuracy, lr)[: shutil.get_terminal_size().columns - 1]
-            print(f"\r{line}\033[K", end="", flush=True)  # a line that wraps could not be written over
+            room = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            lines = [self._line(epoch, step + 1, loss, accuracy, lr, short) for short in (False, True)]
+            print(f"\r{lines[len(lines[0]) > room][:room]}\033[K", end="", flush=True)
+            self.begun = True
 
     def epoch(self, epoch: int, loss: float, accuracy: float, lr: float, inner: float | None) -> None:
         """The line of a finished epoch; `inner`: accuracy on the recordings kept aside, if there are any."""
@@ -156,11 +167,17 @@ class Progress:
             kept = "" if inner is None else f"  kept aside {100 * inner:.1f} %"
             line = f"{self._line(epoch, self.steps, loss, accuracy, lr)}{kept}"
             print(f"\r{line}\033[K" if self.live else line, flush=True)
+            self.begun = False
 
-    def _line(self, epoch: int, step: int, loss: float, accuracy: float, lr: float) -> str:
+    def _line(self, epoch: int, step: int, loss: float, accuracy: float, lr: float, short: bool = False) -> str:
         seconds = time.monotonic() - self.start
         rate = (self.done - self.first_done) / max(seconds, 1e-9)  # steps per second
         left = (self.epochs * self.steps - self.done) / max(rate, 1e-9)
+        if short:  # for 80 columns
+            return (
+                f"epoch {epoch + 1}/{self.epochs} {step}/{self.steps} loss {loss:.3f} acc {100 * accuracy:.1f} % "
+                f"lr {lr:.1e} {rate * self.batch_size:.0f} clips/s {left / 60:.0f} min left"
+            )
         return (
             f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  {left / 60:.0f} min left  loss {loss:.3f}  "
             f"accuracy {100 * accuracy:.1f} % (augmented)  lr {lr:.2e}  {rate * self.batch_size:.0f} clips/s"

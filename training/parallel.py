@@ -33,7 +33,7 @@ class Ranks:
             return model
         # BatchNorm's statistics are averaged by the step itself
         devices = [torch.device(device)] if device.startswith("cuda") else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
 
     def mean(self, tensors: list[Tensor]) -> None:
         """Replace each by the mean over all processes."""

@@ -27,7 +27,7 @@ from cnn.audio import AudioError, load, resample
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from training.data import DataError, Row
-from training.evaluate import add_where, clips_of, warn_of_trained, where, wilson
+from training.evaluate import add_where, check_place, clips_of, warn_of_trained, where, wilson, write_whole
 
 Sound = bytes | tuple[int, np.ndarray]  # a file, or (rate, samples): what cnn.audio.load takes
 
@@ -295,14 +295,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)  # an impossible place is told before the work
+            check_place(args.json)
         path = find(args.model)
         classifier = Classifier.open(path, args.device)
         warn_of_trained(classifier, args.fold)
         table = measure(classifier, args.data, args.fold, clips=args.clips, progress=_tell)
         print(f"{path}: {len(table['files'])} clips {where(args.fold)}\n{text(table)}")
         if args.json:
-            args.json.write_text(json.dumps(table) + "\n")
+            write_whole(args.json, (json.dumps(table) + "\n").encode())
     except KeyboardInterrupt:
         print("\nstopped: there is no table before all clips are named; --clips 40 makes a quick one", file=sys.stderr)
         return 130

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from cnn.checkpoint import unpacked, why
 from training.config import CHOSEN, TrainConfig, differences
 from training.data import Row
 from training.parallel import ALONE, Ranks
@@ -97,9 +98,11 @@ def check_room(path: Path, network: int, patience: bool) -> None:
 def read(path: Path, config: TrainConfig) -> dict[str, Any]:
     """Raises TrainingError where it cannot be read or belongs to other settings."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # damaged in whatever way: the advice is the same
-        raise TrainingError(f"{path} cannot be read: delete it to start again") from e
+        state = unpacked(path)
+    except (OSError, MemoryError) as e:
+        raise TrainingError(f"{path} cannot be read now ({why(e)}): check its permissions and the disk") from e
+    except Exception as e:  # in whatever way: the advice is the same
+        raise TrainingError(f"{path} is damaged: delete it to start again") from e
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is not a resume state of this version: delete it to start again")
     if told := differences(state["config"], dataclasses.asdict(config), FREE):

@@ -10,6 +10,7 @@ is measured once, on that file. `OUT/resume.pt` continues an interrupted run to 
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -94,17 +95,23 @@ def train(
     grown_from = []
     if config.widen and not (found and config.epochs):
         grown_from, grown_mel = grow(config, model, labels, mel)
-    db, lowest_rate = load_db(rows, mel)  # all folds, so that five runs share one cache
+    db, heard = load_db(rows, mel)  # all folds, so that five runs share one cache
     fingerprint = ranks.agreed(lambda: state.fingerprint(rows))
     if found:
         state.check_data(state_file, found, data, fingerprint)
     warnings = []
-    if lowest_rate < mel.sample_rate:
+    if (rate := heard.lowest_rate) < mel.sample_rate:
         warnings.append(
-            f"the data is at {lowest_rate} Hz, below the {mel.sample_rate} Hz of {config.recipe}'s front end: "
-            f"nothing above {lowest_rate / 2000:g} kHz is learned, and sounds that have it are out of domain"
+            f"the data is at {rate} Hz, below the {mel.sample_rate} Hz of {config.recipe}'s front end: "
+            f"nothing above {rate / 2000:g} kHz is learned, and sounds that have it are out of domain"
         )
-        logger.text(f"warning: {warnings[-1]}")
+    if heard.odd:
+        count = "one clip is" if heard.odd == 1 else f"{heard.odd} clips are"
+        more = " ..." if heard.odd > len(heard.notes) else ""
+        warnings.append(f"{count} not as they should be and learned as they are: {' '.join(heard.notes)}{more} "
+                        "python -m training.esc50 says how to fetch them again")  # fmt: skip
+    for warning in warnings:
+        logger.text(f"warning: {warning}")
     mel = _standardised(db, trained, mel) if config.epochs else grown_mel
     targets = torch.tensor([labels.index(r.label) for r in rows])
     front_end = LogMel(mel)
@@ -118,7 +125,7 @@ def train(
         mode = dataclasses.replace(mode, device=device)
         logger.text(f"computing in {mode.precision}, {mode.layout}")
     learner = Learner(config, model, mode, max(feed.steps * config.epochs, 1), ranks)
-    provenance = state.provenance(data, {r.fold for r in rows}, config, lowest_rate, warnings)
+    provenance = state.provenance(data, {r.fold for r in rows}, config, rate, warnings)
     provenance |= {"data_sha256": fingerprint, "computed": _computed(mode)}
     provenance |= {"grown_from": grown_from} if grown_from else {}
     best = {"accuracy": -1.0, "epoch": 0, "average": {}}  # by the recordings kept aside
@@ -140,35 +147,36 @@ def train(
     progress = Progress(config.epochs, feed.steps, feed.batch_size, first, quiet=not ranks.first)
     losses: list[float] = []
     epoch = first
-    while epoch < config.epochs and not _patience_is_over(config, epoch, best):
-        sums = np.zeros(2)  # loss, share of clips whose strongest class is the strongest of the mix
-        for step, batch in enumerate(feed.epoch(epoch, ahead=mode.ahead)):
-            loss, accuracy = learner.step(batch)
-            if not math.isfinite(loss):
-                raise TrainingError(_not_finite(loss, epoch, step, batch, rows))
-            losses.append(loss)
-            sums += loss, accuracy
-            progress.step(epoch, step, loss, sums[1] / (step + 1), learner.lr)
-        loss, accuracy = (sums / feed.steps).tolist()
-        epoch += 1
-        logger.scalars(epoch, {"train/loss": loss, "train/accuracy": accuracy, "lr": learner.lr})
-        if epoch - 1 in (first, feed.gentle_epochs):  # the first of each kind
-            logger.pictures(epoch, "train/after augmentation", batch.x[:8])
-        inner = None
-        if aside:
-            inner = ranks.agreed(lambda: _validate(learner, feed, aside, len(labels)))
-            logger.scalars(epoch, {"inner/loss": inner.loss, "inner/accuracy": inner.accuracy})
-            if config.patience and inner.accuracy > best["accuracy"]:
-                kept = {k: v.detach().clone() for k, v in learner.average.module.state_dict().items()}
-                best = {"accuracy": inner.accuracy, "epoch": epoch, "average": kept}
-        progress.epoch(epoch - 1, loss, accuracy, learner.lr, inner.accuracy if inner else None)
-        stopping = stop_after is not None and epoch >= stop_after
-        if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stopping:
-            ranks.agreed(lambda: keep(epoch))  # noqa: B023
-            if inner:
-                logger.classes(epoch, "inner", inner.confusion, labels)
-        if stopping and epoch < config.epochs:
-            return None
+    with progress:
+        while epoch < config.epochs and not _patience_is_over(config, epoch, best):
+            sums = np.zeros(2)  # loss, share of clips whose strongest class is the strongest of the mix
+            for step, batch in enumerate(feed.epoch(epoch, ahead=mode.ahead)):
+                loss, accuracy = learner.step(batch)
+                if not math.isfinite(loss):
+                    raise TrainingError(_not_finite(loss, epoch, step, batch, rows))
+                losses.append(loss)
+                sums += loss, accuracy
+                progress.step(epoch, step, loss, sums[1] / (step + 1), learner.lr)
+            loss, accuracy = (sums / feed.steps).tolist()
+            epoch += 1
+            logger.scalars(epoch, {"train/loss": loss, "train/accuracy": accuracy, "lr": learner.lr})
+            if epoch - 1 in (first, feed.gentle_epochs):  # the first of each kind
+                logger.pictures(epoch, "train/after augmentation", batch.x[:8])
+            inner = None
+            if aside:
+                inner = ranks.agreed(lambda: _validate(learner, feed, aside, len(labels)))
+                logger.scalars(epoch, {"inner/loss": inner.loss, "inner/accuracy": inner.accuracy})
+                if config.patience and inner.accuracy > best["accuracy"]:
+                    kept = {k: v.detach().clone() for k, v in learner.average.module.state_dict().items()}
+                    best = {"accuracy": inner.accuracy, "epoch": epoch, "average": kept}
+            progress.epoch(epoch - 1, loss, accuracy, learner.lr, inner.accuracy if inner else None)
+            stopping = stop_after is not None and epoch >= stop_after
+            if epoch % config.checkpoint_every == 0 or epoch == config.epochs or stopping:
+                ranks.agreed(lambda: keep(epoch))  # noqa: B023
+                if inner:
+                    logger.classes(epoch, "inner", inner.confusion, labels)
+            if stopping and epoch < config.epochs:
+                return None
 
     if not ranks.first:
         return None
@@ -280,7 +288,9 @@ def _not_finite(loss: float, epoch: int, step: int, batch: Batch, rows: list) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--data", type=Path, required=True, help="a folder of ESC-50's layout")
     parser.add_argument("--out", type=Path, required=True, help="for best_model.pth, resume.pt, tensorboard_logs/")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
@@ -295,6 +305,10 @@ def main(argv: list[str] | None = None) -> int:
         more = ": the same command with --resume goes on from the last checkpoint"
         print(f"\nstopped{more if (args.out / 'resume.pt').exists() else ''}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        print("stopped: nobody reads what is printed; the same command with --resume goes on", file=sys.stderr)
+        return 1
     except OSError as e:
         told = f"{e.filename or args.out}: {e.strerror or e}"
         print(f"error: {told}: check its permissions and the room there, or choose another --out", file=sys.stderr)

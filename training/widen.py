@@ -21,6 +21,8 @@ from cnn.mel import MelConfig
 from cnn.model import AudioCNN, ModelConfig
 from training.config import PARENTS, TrainConfig, differences, make
 
+# besides width and seed, what a network to grow from must have in common with the one that grows from it
+ALIKE = ("model", "stem_stride", "mel", "relative", "floor_db", "classes", "inner_share")
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 OPEN = 2.0  # what a new gate's sigmoid is given: 0.88, open enough and still able to learn
 
@@ -85,6 +87,15 @@ def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Ten
     return out
 
 
+def parents(config: TrainConfig) -> list[Path]:
+    """What it grows from. Raises Missing where one is not there."""
+    paths = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",") if name]
+    for place, path in enumerate(paths):
+        if not path.exists():
+            raise Missing(path, config, place)
+    return paths
+
+
 def grow(
     config: TrainConfig, model: AudioCNN, labels: Sequence[str], mel: MelConfig
 ) -> tuple[list[dict[str, Any]], MelConfig]:
@@ -94,8 +105,8 @@ def grow(
     nothing is learned any more (epochs 0), these go on holding, and all must have the same. Raises CheckpointError
     where one is of another kind (read_narrow) or they do not fit the model's width.
     """
-    paths = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",")]
-    found = [read_narrow(path, config, labels, mel, k) for k, path in enumerate(paths)]
+    paths = parents(config)
+    found = [read_narrow(path, config, labels, mel) for path in paths]
     told, widths = " and ".join(map(str, paths)), [checkpoint.model.width for checkpoint in found]
     if not config.epochs and len({(checkpoint.mel.mean, checkpoint.mel.std) for checkpoint in found}) > 1:
         raise CheckpointError(f"{told} learned from other clips than each other: side by side, with --epochs 0, they "
@@ -133,8 +144,9 @@ class Missing(CheckpointError):
         seed = preset.seed if place < max(len(parents), 1) else place
         self.path, self.fold = path, config.fold
         self.settings = f"--recipe {preset.recipe} --width {width} --seed {seed}"
-        self.settings += f" --model {config.model}" * (config.model != preset.model)
-        self.settings += f" --classes {config.classes}" * (config.classes != TrainConfig.classes)
+        for name in ALIKE:
+            if (value := getattr(config, name)) != getattr(preset, name):
+                self.settings += f" --{name.replace('_', '-')} {str(value).lower()}"
         super().__init__(
             f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
             f"python -m training.train {self.settings} --data DIR --fold {config.fold} --out {path.parent}"
@@ -157,15 +169,13 @@ def _no_smaller(path: Path, small: ModelConfig, large: ModelConfig) -> None:
         )
 
 
-def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: MelConfig, place: int = 0) -> Checkpoint:
+def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: MelConfig) -> Checkpoint:
     """The network to grow from. Raises CheckpointError where it is of another kind or has been trained on clips that
     `config` keeps from its training: those of its fold, or those of its inner share.
 
     Its `labels` and its front end must be those of the wide one, apart from `mel`'s mean and standard deviation, which
-    follow from the clips trained on. `place` among those that are grown from is for the advice how to make it.
+    follow from the clips trained on.
     """
-    if not path.exists():
-        raise Missing(path, config, place)
     found, model = load(path), config.network(len(labels))
     seen = found.provenance.get("folds_trained_on")
     if seen is None or config.fold in seen:
