@@ -188,9 +188,11 @@ def test_a_clip_that_breaks_off_is_warned_about_and_recorded(data: Path, tmp_pat
     clip.write_bytes(content[: len(content) // 2])
     for name in ("decoded", "from the cache"):
         result = train(config.make("resnet34-16k", **SMALL | {"epochs": 1}), broken, tmp_path / name)
-        said = f"one clip is not as they should be and learned as they are: {clip.name}: The file breaks off early"
-        assert said in capsys.readouterr().out
+        said = f"1 clip is not as a clip should be: {clip.name}: The file breaks off early"
+        assert f"warning: {said}" in capsys.readouterr().out
         assert said in checkpoint.load(result.checkpoint).provenance["warnings"][0]
+    evaluate.main(["--model", str(result.checkpoint), "--data", str(broken), "--fold", "1"])
+    assert f"warning: {said}" in capsys.readouterr().out
 
 
 def test_the_live_line_tells_everything_on_80_columns_and_ends_before_what_follows(monkeypatch, capsys):

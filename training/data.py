@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,7 +25,7 @@ from training.cache import default_cache, keep, look_up
 FRONT_END = 2  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make other numbers of the same sound
 LIBRARIES = ("av", "numpy", "soundfile", "soxr", "torch", "torchaudio")  # so may these
 LATER = ("floor_db", "relative", "mean", "std")  # of the front end, applied after the pictures kept here
-NOTES, NOTE = 3, 300  # that are kept of odd clips, and their characters
+NOTES, NOTE = 3, 300  # what is told of odd clips: of how many of them, in how many characters
 PART = 64  # clips decoded ahead at the most: what waits for the front end is in memory
 
 
@@ -155,7 +155,7 @@ def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[
         sound = audio.resample(clip.samples, clip.rate, mel.sample_rate)
         out = np.zeros(mel.samples, np.float32)
         out[: min(len(sound), mel.samples)] = sound[: mel.samples]
-        return out, clip.rate, f"{row.path.name}: {' '.join(clip.notes)}" if clip.notes else ""
+        return out, clip.rate, noted(row, clip.notes)
 
     front_end = LogMel(mel)
     out = torch.empty(len(rows), mel.n_mels, mel.frames)
@@ -175,4 +175,16 @@ def _decode(rows: list[Row], mel: MelConfig, pool: ThreadPoolExecutor) -> tuple[
             print(file=sys.stderr, flush=True)  # what is told next has a line of its own
     if out.amax() == out.amin():
         raise DataError(f"there is no sound in any of the {len(rows)} clips in {rows[0].path.parent}: all are silence")
-    return out, Heard(lowest, len(notes), tuple(note[:NOTE] for note in notes[:NOTES]))
+    return out, Heard(lowest, len(notes), tuple(notes[:NOTES]))
+
+
+def noted(row: Row, notes: Sequence[str]) -> str:
+    """What decoding a clip told, after its name; '' where it is as it should be."""
+    return f"{row.path.name}: {' '.join(notes)}"[:NOTE] if notes else ""
+
+
+def odd_clips(count: int, notes: Sequence[str]) -> str:
+    """A sentence on so many clips that are not as they should be, with what is noted of the first of them."""
+    more = " ..." if count > NOTES else ""
+    return (f"{count} clip{' is' if count == 1 else 's are'} not as a clip should be: {' '.join(notes[:NOTES])}{more} "
+            "`python -m training.esc50` says how to fetch them again")  # fmt: skip

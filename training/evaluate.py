@@ -34,7 +34,7 @@ from cnn.audio import AudioError
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
-from training.data import DataError, Row, in_folds, read_rows
+from training.data import DataError, Row, in_folds, noted, odd_clips, read_rows
 from training.splits import split
 
 BATCH = 16
@@ -46,6 +46,7 @@ COLUMNS = ("clip", "fold", "target", "label")
 class Answer:
     row: Row
     logits: np.ndarray  # (N,) float32 in the order of the network's labels; NaN where nothing was heard
+    note: str = ""  # where the clip is not as it should be
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def answers(classifier: Classifier, data: Path, fold: int | None) -> list[Answer
                 probability = {x.name: x.probability for x in said.labels}
                 mean = [max(probability[name], sys.float_info.min) for name in classifier.labels]
                 logits = np.log(mean).astype(np.float32)
-            found.append(Answer(row, logits))
+            found.append(Answer(row, logits, noted(row, said.clip.notes)))
     return found
 
 
@@ -307,6 +308,8 @@ def main(argv: list[str] | None = None) -> int:
         classifier = Classifier.open(path, args.device)
         warn_of_trained(classifier, args.fold)
         found = answers(classifier, args.data, args.fold)
+        if notes := [a.note for a in found if a.note]:
+            print(f"warning: {odd_clips(len(notes), notes)}")
         _tell(f"{path}", report(found, classifier.labels, args.fold or 0), args.fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)

@@ -31,7 +31,7 @@ from cnn.model import AudioCNN
 from training import config as configs
 from training import parallel, state
 from training.config import TrainConfig
-from training.data import DataError, in_folds, load_db, read_rows
+from training.data import DataError, in_folds, load_db, odd_clips, read_rows
 from training.evaluate import answers, confusion, ranking, report
 from training.feed import Batch, Feed
 from training.learner import Learner, Mode, choose_mode
@@ -106,10 +106,7 @@ def train(
             f"nothing above {rate / 2000:g} kHz is learned, and sounds that have it are out of domain"
         )
     if heard.odd:
-        count = "one clip is" if heard.odd == 1 else f"{heard.odd} clips are"
-        more = " ..." if heard.odd > len(heard.notes) else ""
-        warnings.append(f"{count} not as they should be and learned as they are: {' '.join(heard.notes)}{more} "
-                        "python -m training.esc50 says how to fetch them again")  # fmt: skip
+        warnings.append(odd_clips(heard.odd, heard.notes))
     for warning in warnings:
         logger.text(f"warning: {warning}")
     mel = _standardised(db, trained, mel) if config.epochs else grown_mel
