@@ -7,11 +7,13 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -68,6 +70,7 @@ def commits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         made.append({path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()})
 
     monkeypatch.setattr(modal_train.models, "commit", commit, raising=False)
+    monkeypatch.setattr(modal_train.models, "reload", lambda: None, raising=False)
     return made
 
 
@@ -86,6 +89,24 @@ def test_a_run_is_committed_after_every_checkpoint_and_ends_at_the_volumes_root(
 
 
 @local
+@pytest.mark.usefixtures("commits")
+def test_a_run_goes_on_from_what_another_container_has_committed(monkeypatch, tmp_path, capsys):
+    config = configs.make("resnet34-16k", **SMALL)
+    modal_train.loop.train(config, modal_train.DATA, tmp_path / "away", stop_after=1)
+    monkeypatch.setattr(modal_train.models, "reload", lambda: shutil.copytree(tmp_path / "away", mine))
+    capsys.readouterr()
+    mine = tmp_path / "esc-model" / "runs" / "mine"
+    modal_train.run.local(config, "mine", "")
+    mine = tmp_path / "esc-model" / "crossval" / "mine" / "fold5"
+    modal_train.fold.local(config, "mine", False)
+    told = capsys.readouterr().out
+    assert told.count("epoch 2/3") == 2 and "epoch 1/3" not in told
+    busy = mock.Mock(side_effect=RuntimeError("there are open files preventing the operation"))
+    monkeypatch.setattr(modal_train.models, "reload", busy)
+    assert modal_train.collect.local("mine", "")["mean"] >= 0 and busy.called
+
+
+@local
 def test_other_settings_are_told_and_not_tried_again(commits: list[set[str]]):
     config = configs.make("resnet34-16k", **SMALL | {"epochs": 1})
     modal_train.run.local(config, "mine", "")
@@ -100,6 +121,7 @@ def test_other_settings_are_told_and_not_tried_again(commits: list[set[str]]):
 
 
 @local
+@pytest.mark.usefixtures("commits")
 def test_a_full_volume_is_told_and_what_may_pass_is_tried_again(monkeypatch):
     config = configs.make("resnet34-16k", **SMALL)
     wrong = {}

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +88,20 @@ def fetch() -> None:
         data.commit()
 
 
+def catch_up() -> None:
+    """See what other containers have committed: one that was at work before saw the volume as it was then, and a run
+    that another one had to leave would begin anew in it."""
+    with suppress(RuntimeError):  # a file of an earlier run is still open here: what is seen has to do
+        models.reload()
+
+
 @app.function(**COMPUTING)
 def run(config: TrainConfig, name: str, repo: str) -> dict[str, Any]:
     """Train into runs/NAME and the volume's root, publish to `repo` unless ''.
 
     `accuracy`, `pinned` (OWNER/NAME@REVISION or ''); or `error`, a sentence: raised, Modal would try in vain again.
     """
+    catch_up()
     out = MODELS / "runs" / name
     logger = TensorBoard(MODELS / "tensorboard_logs" / name)
     try:
@@ -111,6 +119,7 @@ def run(config: TrainConfig, name: str, repo: str) -> dict[str, Any]:
 @app.function(**COMPUTING)
 def fold(config: TrainConfig, name: str, robust: bool) -> str:
     """One fold of a cross-validation into crossval/NAME; what is wrong, in a sentence, or ''."""
+    catch_up()
     runs = MODELS / "crossval" / name
     try:
         run_fold(config, DATA, runs, on_checkpoint=models.commit, robust=robust)
@@ -122,6 +131,7 @@ def fold(config: TrainConfig, name: str, robust: bool) -> str:
 @app.function(image=image, timeout=HOUR, volumes={str(MODELS): models})
 def collect(name: str, repo: str) -> dict[str, Any]:
     """Gather crossval/NAME into results/NAME: `files`, content by name, `mean`, `pinned`; or `error`, as in run."""
+    catch_up()
     runs, out = MODELS / "crossval" / name, MODELS / "results" / name
     answer: dict[str, Any] = {"files": {}, "pinned": ""}
     try:

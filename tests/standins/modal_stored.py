@@ -123,11 +123,20 @@ class Stored(api_grpc.ModalClientBase):
         names = (path.name for path in self.volume(request.volume_id.removeprefix("vo-")).iterdir())
         return pb.VolumeListFilesResponse(entries=[pb.FileEntry(path=name) for name in names])
 
+    async def VolumeReload(self, stream: Any) -> None:
+        """Whatever others have committed."""
+        name = (await stream.recv_message()).volume_id.removeprefix("vo-")
+        own = self._caller(stream).volumes[name]
+        shutil.copytree(self.volume(name), own, dirs_exist_ok=True, copy_function=_copy_if_newer)
+        await stream.send_message(Empty())
+
+    def _caller(self, stream: Any) -> Container:
+        return next(c for c in self.containers.values() if c.name == stream.metadata["x-modal-node"])
+
     async def VolumeCommit(self, stream: Any) -> None:
         """Whatever the calling container has changed; what it has deleted stays: nothing here deletes."""
         name = (await stream.recv_message()).volume_id.removeprefix("vo-")
-        caller = next(c for c in self.containers.values() if c.name == stream.metadata["x-modal-node"])
-        volume = self.volume(name)
+        caller, volume = self._caller(stream), self.volume(name)
         shutil.copytree(caller.volumes[name], volume, dirs_exist_ok=True, copy_function=_copy_if_newer)
         files = (path for path in volume.rglob("*") if path.is_file())
         self.commits.append((name, {path.relative_to(volume).as_posix(): path.stat().st_mtime_ns for path in files}))
