@@ -153,7 +153,7 @@ class Missing(CheckpointError):
         )
 
 
-def _no_smaller(path: Path, small: ModelConfig, large: ModelConfig) -> None:
+def _may_grow(path: Path, small: ModelConfig, large: ModelConfig) -> None:
     """Raises CheckpointError unless the one can grow into the other, whatever their widths."""
     made = [(m.depths, m.se, bool(m.fpn_channels), len(m.head_hidden)) for m in (small, large)]
     if made[0] == made[1]:
@@ -188,7 +188,7 @@ def read_narrow(path: Path, config: TrainConfig, labels: Sequence[str], mel: Mel
         )
     if found.model.groups > 1:
         raise CheckpointError(f"{path} is {found.model.groups} networks side by side already: name each of them")
-    _no_smaller(path, found.model, model)
+    _may_grow(path, found.model, model)
     if found.model.stem_stride != model.stem_stride:
         raise CheckpointError(
             f"{path} has stem_stride {found.model.stem_stride}, not {model.stem_stride}: set --stem-stride as it was, "
