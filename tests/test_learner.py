@@ -190,6 +190,7 @@ with parallel.started() as ranks:
     assert ranks.agreed(lambda: ranks.index) == 0
     if ranks.first:
         torch.save([told, learner.model.state_dict()], sys.argv[1])
+parallel.leave(0)
 """
 
 
