@@ -290,7 +290,14 @@ def test_what_cannot_work_is_told_before_the_training(tone_data: Path, tmp_path:
     assert "choose another --runs" in told(f"--runs={tmp_path / 'file'}")
     assert "no clip in fold 3" in told(folds="1,2,3")
     (tmp_path / "fold1").write_text("")  # fold 1 has what it grows from
-    assert "fold2, the network to grow from, does not exist" in told(f"--widen={tmp_path}/fold{{fold}}", folds="1,2")
+    grown = f"--widen={tmp_path}/fold{{fold}}"
+    assert "fold2, the network to grow from, does not exist" in told(grown, folds="1,2")
+    for fold in (1, 2):  # both have begun: what they grew from may be gone
+        (tmp_path / "runs" / f"fold{fold}").mkdir()
+        (tmp_path / "runs" / f"fold{fold}" / "resume.pt").write_text("")
+    with pytest.raises(pytest.fail.Exception):  # it would train
+        command(tone_data, tmp_path, grown, folds="1,2")
+    shutil.rmtree(tmp_path / "runs")
     assert "--folds 2 holds out that one" in told("--fold=2")
     assert "esc50.csv" in told(f"--data={tmp_path}")
     with pytest.raises(TrainingError, match="no measured fold"):

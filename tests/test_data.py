@@ -1,6 +1,7 @@
 """The data folder as it is read, and the clips decoded once: never another clip's numbers, never half a file."""
 
 import dataclasses
+import errno
 import os
 import resource
 import shutil
@@ -144,6 +145,15 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_table_that_may_not_be_read_is_told_as_such(tmp_path: Path, monkeypatch):
+    def denied(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)  # nobody denies root anything
+    with pytest.raises(DataError, match=r"esc50\.csv cannot be read \(Permission denied\): check its permissions"):
+        read_rows(tmp_path)
 
 
 def test_without_room_or_leave_to_write_the_clips_stay_in_memory(rows: list[Row], folder: Path, tmp_path: Path, capsys):

@@ -194,6 +194,15 @@ parallel.leave(0)
 """
 
 
+@pytest.mark.parametrize(("size", "said"), [("1", "work\nPython's end\n"), ("2", "work\n")])
+def test_one_of_several_processes_leaves_without_pythons_own_end(size: str, said: str):
+    script = "import atexit; atexit.register(print, 'Python\\'s end'); from training import parallel; print('work');"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WORLD_SIZE": size}
+    command = [sys.executable, "-c", script + "parallel.leave(3)"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (3, said)
+
+
 def test_two_processes_compute_what_one_does_in_two_parts(tmp_path: Path):
     script, out = tmp_path / "process.py", tmp_path / "told.pt"
     script.write_text(PROCESS)

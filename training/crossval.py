@@ -181,8 +181,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _all(config: TrainConfig, folds: tuple[int, ...], data: Path, runs: Path, out: Path, robust: bool) -> None:
     elsewhere = elsewhere_measured(out, runs)
-    for fold in folds:  # what a later one grows from is asked for now, too
-        if fold not in elsewhere and not (runs / f"fold{fold}" / BEST).exists():
+    for fold in folds:  # what a later one grows from is asked for now, too; what has begun needs it no more
+        begun = [BEST, RESUME] if config.epochs else [BEST]
+        if fold not in elsewhere and not any((runs / f"fold{fold}" / name).exists() for name in begun):
             parents(dataclasses.replace(config, fold=fold))
     for place, fold in enumerate(folds, start=1):
         print(f"fold {fold} held out, {place} of {len(folds)}", flush=True)

@@ -22,7 +22,7 @@ from cnn.labels import ESC50
 from cnn.mel import LogMel, MelConfig
 from training.cache import default_cache, keep, look_up
 
-FRONT_END = 2  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make other numbers of the same sound
+FRONT_END = 2  # to be raised when cnn.decoding, cnn.audio or cnn.mel come to make another thing of the same sound
 LIBRARIES = ("av", "numpy", "soundfile", "soxr", "torch", "torchaudio")  # so may these
 LATER = ("floor_db", "relative", "mean", "std")  # of the front end, applied after the pictures kept here
 NOTES, NOTE = 3, 300  # what is told of odd clips: of how many of them, in how many characters

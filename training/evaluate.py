@@ -310,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
         found = answers(classifier, args.data, args.fold)
         if notes := [a.note for a in found if a.note]:
             print(f"warning: {odd_clips(len(notes), notes)}")
-        _tell(f"{path}", report(found, classifier.labels, args.fold or 0), args.fold)
+        _tell(path, report(found, classifier.labels, args.fold or 0), args.fold)
         if args.predictions:
             write_predictions(args.predictions, found, classifier.labels)
     except KeyboardInterrupt:
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _tell(path: str, result: Report, fold: int | None) -> None:
+def _tell(path: Path, result: Report, fold: int | None) -> None:
     low, high = result.interval()
     top3 = result.correct_top3 / result.clips
     print(f"{path}: {100 * result.accuracy:.2f} % of {result.clips} clips {where(fold)} "

@@ -134,14 +134,14 @@ class Missing(CheckpointError):
     """A network to grow from does not exist."""
 
     def __init__(self, path: Path, config: TrainConfig, place: int) -> None:
-        parents = PARENTS.get(config.recipe, ())
-        preset = make(parents[place % len(parents)] if parents else config.recipe)  # of what lacks
+        recipes = PARENTS.get(config.recipe, ())
+        preset = make(recipes[place % len(recipes)] if recipes else config.recipe)  # of what lacks
         width = max(config.width // 2, 1)
         if config.groups > 1:
             width = config.width // config.groups
-        elif parents and config.width % preset.width == 0:
+        elif recipes and config.width % preset.width == 0:
             width = preset.width
-        seed = preset.seed if place < max(len(parents), 1) else place
+        seed = preset.seed if place < max(len(recipes), 1) else place
         self.path, self.fold = path, config.fold
         self.settings = f"--recipe {preset.recipe} --width {width} --seed {seed}"
         for name in ALIKE:
