@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import stat
+import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -93,6 +94,15 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+CLIP = bytes(4000)
+
+
+def wav_header(size: int) -> bytes:
+    """Of a wav file of 16-bit samples, so many bytes of them."""
+    form = struct.pack("<IHHIIHH", 16, 1, 1, 44_100, 88_200, 2, 16)
+    return b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + form + b"data" + struct.pack("<I", size)
 
 
 WHOLE = {"LICENSE", "meta/esc50.csv", *(f"audio/{name}" for name in CLIPS)}
@@ -204,9 +214,13 @@ def test_nothing_of_another_is_overwritten_or_taken_for_the_whole(site: Site, tm
     esc50.prepare(tmp_path / "esc", url=site.url, release=FAKE)
     with pytest.raises(DataError, match=r"lists 10 clips .* not 2,000"):
         esc50.prepare(tmp_path / "esc", url=site.url)
-    (tmp_path / "esc" / "audio" / "1-101-A-dog.wav").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 clips are missing or empty, the first is 1-101-A-dog\.wav"):
-        esc50.prepare(tmp_path / "esc", url=site.url, release=FAKE)
+    clip = tmp_path / "esc" / "audio" / "1-101-A-dog.wav"
+    for spoilt in (b"", wav_header(2 * len(CLIP)) + CLIP):  # as a full disk or a copy that was ended leaves it
+        clip.write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"1 clips are missing, empty or cut short, the first is 1-101-A-dog\.wav"):
+            esc50.prepare(tmp_path / "esc", url=site.url, release=FAKE)
+    clip.write_bytes(wav_header(len(CLIP)) + CLIP)
+    assert "nothing to do" in esc50.prepare(tmp_path / "esc", url=site.url, release=FAKE)
 
 
 def test_strange_members_are_left_in_the_archive(tmp_path: Path):

@@ -83,6 +83,8 @@ def prepare(root: Path, *, archive: Path | None = None, url: str = URL, release:
             check(root, release)
         except DataError as e:
             raise DataError(f"{root} is not the whole ESC-50 ({e}): move it away or choose another --root") from e
+        except OSError as e:
+            raise DataError(f"{e.filename} cannot be read ({e.strerror}): check its permissions") from e
         return f"{root} holds the whole ESC-50 already, {release.clips:,} clips: nothing to do."
     taken = [name for name in ("audio", "meta", *TEXTS) if (root / name).exists()]
     if taken:
@@ -129,10 +131,23 @@ def check_table(root: Path, release: Release = OFFICIAL) -> list[Row]:
 
 
 def check(root: Path, release: Release = OFFICIAL) -> None:
-    """Raises DataError unless the table is complete and every clip that it names is there and not empty."""
-    lacking = [r.path for r in check_table(root, release) if not r.path.is_file() or r.path.stat().st_size == 0]
+    """Raises DataError unless the table is complete and every clip that it names is there, not empty and not cut short.
+
+    Of other files than wav the length is not known without decoding; training names those that break off.
+    """
+    lacking = [r.path for r in check_table(root, release) if not _whole(r.path)]
     if lacking:
-        raise DataError(f"{len(lacking):,} clips are missing or empty, the first is {lacking[0].name}")
+        raise DataError(f"{len(lacking):,} clips are missing, empty or cut short, the first is {lacking[0].name}")
+
+
+def _whole(path: Path) -> bool:
+    """Whether the file holds something and, if it is a wav file, as many bytes as its first lines (RIFF) say."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(8), path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return size > 0 and (head[:4] != b"RIFF" or size >= 8 + int.from_bytes(head[4:], "little"))
 
 
 # ---- the archive
