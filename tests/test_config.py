@@ -116,8 +116,9 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
         (0, {"recipe": "late-16k", "inner_share": 0.3, "relative": False, "stem_stride": 2, "floor_db": -60.0},
          "clean-16k --width 32 --seed 1 --stem-stride 2 --relative false --floor-db -60.0 --inner-share 0.3"),
         (0, {"recipe": "ensemble-16k", "classes": "esc10"}, "best-16k --width 32 --seed 0 --classes esc10"),
-        (1, {"recipe": "ensemble-16k"}, "late-16k --width 32 --seed 1"),
-        (2, {"recipe": "ensemble-16k"}, "best-16k --width 32 --seed 2"),
+        (1, {"recipe": "ensemble-16k"}, "clean-16k --width 32 --seed 1"),
+        (2, {"recipe": "ensemble-16k"}, "late-16k --width 32 --seed 1"),
+        (3, {"recipe": "ensemble-16k"}, "best-16k --width 32 --seed 3"),
     ):  # fmt: skip
         told = str(Missing(path, made(**fields), place))
         assert f"training.train --recipe {of} --data DIR --fold 2 --out {path.parent}" in told

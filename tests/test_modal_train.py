@@ -162,7 +162,7 @@ def test_a_volume_that_fills_up_is_told_without_advice_to_forget_the_run(commits
 def test_a_member_that_is_not_there_is_told_with_the_command_that_makes_it(commits: list[set[str]]):
     def told(folder: str) -> str:
         there = f"{modal_train.MODELS / folder}/best_model.pth"
-        config = configs.make("ensemble-16k", fold=3, widen=f"{there},{there}")
+        config = configs.make("ensemble-16k", fold=3, widen=f"{there},{there},{there}")
         return modal_train.fold.local(config, "ensemble-16k", False)
 
     missing = "crossval/best-16k/fold3/best_model.pth, the network to grow from, is not in volume esc-model"
@@ -198,7 +198,7 @@ def test_every_field_is_a_flag_and_a_wrong_value_is_one_sentence():
     assert modal_train.settings(given) == configs.make("best-16k", relative=False, epochs=2)
     wide: dict[str, Any] = {"recipe": "ensemble-16k"}  # grows from what lies in the volume
     assert modal_train.settings(wide).widen == ",".join(
-        f"/mnt/esc-model/crossval/{member}/fold{{fold}}/best_model.pth" for member in ("best-16k", "late-16k")
+        f"/mnt/esc-model/crossval/{member}/fold{{fold}}/best_model.pth" for member in ("best-16k", "clean-16k", "late-16k")
     )
     mine = "runs/best-16k-fold5/best_model.pth"
     assert modal_train.settings(wide | {"widen": mine, "groups": 1}).widen == f"/mnt/esc-model/{mine}"

@@ -170,7 +170,10 @@ BEST: dict[str, Any] = {
     "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
 # what a recipe grows from, by the recipes that make it
-PARENTS: dict[str, tuple[str, ...]] = {"late-16k": ("clean-16k",), "ensemble-16k": ("best-16k", "late-16k")}
+PARENTS: dict[str, tuple[str, ...]] = {
+    "late-16k": ("clean-16k",),
+    "ensemble-16k": ("best-16k", "clean-16k", "late-16k"),
+}
 
 
 def _grown_from(recipe: str) -> str:
@@ -186,9 +189,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "late-16k": BEST | {
         "epochs": 320, "gentle": 0.0, "max_lr": 1.5e-3, "seed": 1, "widen": _grown_from("late-16k"),
     },
-    # the two orders side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
+    # all three side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
     "ensemble-16k": BEST | {
-        "width": 64, "groups": 2, "epochs": 0, "gentle": 0.0, "widen": _grown_from("ensemble-16k"),
+        "width": 96, "groups": 3, "epochs": 0, "gentle": 0.0, "widen": _grown_from("ensemble-16k"),
     },
     "resnet34-44k": PLAIN | {
         "mel": "44k", "crop_frames": 431, "epochs": 100, "weight_decay": 0.01, "mixup": 0.3, "mixup_alpha": 0.2,
