@@ -138,6 +138,13 @@ def test_sounds_meet_in_the_picture_as_they_do_in_the_air():
     assert roughness(one + other).mean() < 0.8 * roughness(heard).mean()  # what power alone would have made
 
 
+def test_sounds_that_cancel_out_leave_nothing_that_cannot_be_mixed_again():
+    one = torch.rand(1, 128, 300, generator=torch.Generator().manual_seed(7))
+    against = torch.full_like(one, -1.0)
+    left = augment.together(one * 1.0001, one, against.clone())
+    assert left.max() < 1e-6 and augment.together(left, one, against).isfinite().all()
+
+
 def test_masks_hide_no_more_than_they_may_and_something():
     x = torch.ones(200, 1, 30, 40)
     hidden = (augment.mask(x, 3, 2, 10, rng()) == 0)[:, 0].all(dim=1).sum(dim=1)  # hidden frames by clip

@@ -164,7 +164,8 @@ def stretches(table: Tensor, shape: Sequence[int], rng: np.random.Generator) -> 
 
 def together(one: Tensor, other: Tensor, meeting: Tensor) -> Tensor:
     """The power of two sounds at once, in place of `meeting`, which says how they meet."""
-    return meeting.mul_(2.0).mul_((one * other).sqrt_()).add_(one).add_(other)
+    both = meeting.mul_(2.0).mul_((one * other).sqrt_()).add_(one).add_(other)
+    return both.clamp_min_(0.0)  # rounding leaves less than nothing of two that cancel out, and that has no root
 
 
 def endless(power: Tensor, start: np.ndarray) -> Tensor:
