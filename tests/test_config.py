@@ -97,6 +97,12 @@ def test_the_benchmark_measures_pictures_with_all_that_is_done_to_them():
     assert torch.equal(last.x, feed(**fields, gentle=1.0).batch(7, 0).x)
 
 
+def test_what_was_recorded_before_a_field_existed_was_computed_with_what_it_stands_for():
+    old = {"lr": 1.0}
+    assert config.differences(old, old | {"mixup_sharpness": 1.0, "groups": 1}) == ""
+    assert config.differences(old, old | {"mixup_sharpness": 2.0}) == "mixup_sharpness 1.0 -> 2.0"
+
+
 def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_network(tmp_path: Path):
     path, labels, mel = tmp_path / "fold2" / "best_model.pth", ("dog", "rain", "rooster"), MelConfig()
     small = ModelConfig(width=2, num_classes=3, depths=(1, 1, 1, 1))

@@ -46,7 +46,8 @@ def augment(
         a = share[:, None, None, None]
         x = a * x + (1 - a) * x[partner]  # Zhang et al. 2017, arXiv 1710.09412
     if mix:
-        targets = share[:, None] * targets + (1 - share[:, None]) * targets[partner]
+        told = torch.sigmoid(config.mixup_sharpness * torch.logit(share))[:, None]  # s^p / (s^p + (1 - s)^p)
+        targets = told * targets + (1 - told) * targets[partner]
     x = mask(x, 2, config.freq_masks, config.freq_mask_bins, rng)
     return mask(x, 3, config.time_masks, config.time_mask_frames, rng), targets
 

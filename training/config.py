@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "layout": ("auto", "channels_last", "contiguous"),
 }
 POSITIVE = ("width", "stem_stride", "groups", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
-            "mixup_alpha", "checkpoint_every")  # fmt: skip
+            "mixup_alpha", "mixup_sharpness", "checkpoint_every")  # fmt: skip
 NOT_NEGATIVE = ("epochs", "patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
@@ -87,6 +87,7 @@ class TrainConfig:
     mixup_end_share: float = 0.2  # how long that is, as a share of the epochs
     mixup_alpha: float = 1.0  # shares are drawn from Beta(alpha, alpha); 1: uniform
     mixup_domain: str = "level"  # sounds add up, both made as loud; power: as loud as they are; input: pictures add up
+    mixup_sharpness: float = 1.0  # a mix's label tells the shares of amplitudes raised to this: 1 amplitude, 2 power
     freq_masks: int = 2  # how many, as SpecAugment does (Park et al. 2019, arXiv 1904.08779)
     freq_mask_bins: int = 21  # width of each, uniform from 0 to this
     time_masks: int = 2
@@ -223,12 +224,16 @@ def make(recipe: str, **fields: Any) -> TrainConfig:
     return TrainConfig(**{"recipe": recipe, **RECIPES[recipe], **fields})
 
 
+# fields that are missing in older results and checkpoints, and what those were computed with
+YOUNG: dict[str, Any] = SINCE["model"] | {"mixup_sharpness": 1.0}
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str] = ()) -> str:
     """'lr 0.1 -> 0.2, ...' for every field of either configuration but the free ones; '' where there is none.
 
-    What was recorded before a field existed was computed with the value that checkpoint.SINCE gives it.
+    What was recorded before a field existed was computed with the value that YOUNG gives it.
     """
-    theirs, ours = SINCE["model"] | {**theirs}, SINCE["model"] | {**ours}
+    theirs, ours = YOUNG | {**theirs}, YOUNG | {**ours}
     changed = [k for k in sorted({*theirs, *ours} - {*free}) if theirs.get(k) != ours.get(k)]
     return ", ".join(f"{k} {theirs.get(k)!r} -> {ours.get(k)!r}" for k in changed)
 
