@@ -198,7 +198,8 @@ def test_every_field_is_a_flag_and_a_wrong_value_is_one_sentence():
     assert modal_train.settings(given) == configs.make("best-16k", relative=False, epochs=2)
     wide: dict[str, Any] = {"recipe": "ensemble-16k"}  # grows from what lies in the volume
     assert modal_train.settings(wide).widen == ",".join(
-        f"/mnt/esc-model/crossval/{member}/fold{{fold}}/best_model.pth" for member in ("best-16k", "clean-16k", "late-16k")
+        f"/mnt/esc-model/crossval/{member}/fold{{fold}}/best_model.pth"
+        for member in ("best-16k", "clean-16k", "late-16k")
     )
     mine = "runs/best-16k-fold5/best_model.pth"
     assert modal_train.settings(wide | {"widen": mine, "groups": 1}).widen == f"/mnt/esc-model/{mine}"
