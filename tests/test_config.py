@@ -25,6 +25,7 @@ from training.widen import Missing, read_narrow
         ("warmup", 1.0, "warmup must be below 1"),
         ("average", 1.0, "average must be below 1"),
         ("eq_knots", 0, "eq_knots must be positive"),
+        ("mixup_sharpness", 0.0, "mixup_sharpness must be positive"),
         ("device", "gpu", "device 'gpu' is unknown; known are auto, cpu, cuda, cuda:N"),
         ("device", "cuda:one", "known are auto"),
         ("widen", "runs/{name}/best_model.pth", "nothing but {fold} may stand in braces"),
