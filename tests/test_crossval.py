@@ -312,6 +312,11 @@ def test_committed_results_follow_from_their_table_and_are_of_a_file_in_the_box_
     parts = [part for path in checkpoint.in_box() for part in checkpoint.load(path).provenance.get("grown_from", [])]
     assert fold["sha256"] in {gather.sha256(path) for path in checkpoint.in_box()} | {part["sha256"] for part in parts}
     assert told["robustness"]["rows"]["clean"]["accuracy"] == pytest.approx(told["mean"])
+    ours = {key: told[key] for key in ("dataset", "data_sha256")}
+    today = dataclasses.asdict(configs.make(told["recipe"], precision="bf16"))
+    gather.same_result(out, ours | {"config": today})  # the README's command goes on from them
+    with pytest.raises(TrainingError, match="lr "):
+        gather.same_result(out, ours | {"config": today | {"lr": 1.0}})
 
 
 class Page(HTMLParser):

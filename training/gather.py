@@ -214,11 +214,15 @@ def _read_result(out: Path) -> dict[str, Any]:
 
 
 def same_result(out: Path, ours: dict[str, Any]) -> None:
-    """Raises TrainingError where the folds that `out` tells of have other settings or data than `ours`."""
+    """Raises TrainingError where the folds that `out` tells of have other settings or data than `ours`.
+
+    Where the networks lay that they have grown from may differ: on another machine that is another folder.
+    """
     told = _read_result(out)
     if not told:
         return
-    changed = differences(told["config"], ours["config"], (*FREE, "fold"))
+    grown = bool(told["config"].get("widen") and ours["config"]["widen"])
+    changed = differences(told["config"], ours["config"], (*FREE, "fold", *["widen"] * grown))
     if told["dataset"] != ours["dataset"] or len({told.get("data_sha256"), ours["data_sha256"]} - {None}) > 1:
         changed = f"{changed}, " * bool(changed) + f"data {told['dataset']!r} -> {ours['dataset']!r}"
     if changed:
