@@ -141,7 +141,7 @@ def check(root: Path, release: Release = OFFICIAL) -> None:
 
 
 def _whole(path: Path) -> bool:
-    """Whether the file holds something and, if it is a wav file, as many bytes as its first lines (RIFF) say."""
+    """Whether the file holds something and, if it is a wav file, as many bytes as its head (RIFF) says."""
     try:
         with path.open("rb") as file:
             head, size = file.read(8), path.stat().st_size
