@@ -170,9 +170,11 @@ BEST: dict[str, Any] = {
     "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "background": 0.25,
     "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
+LATE: dict[str, Any] = BEST | {"epochs": 320, "gentle": 0.0, "max_lr": 1.5e-3}  # training on
 # what a recipe grows from, by the recipes that make it
 PARENTS: dict[str, tuple[str, ...]] = {
     "late-16k": ("clean-16k",),
+    "sharp-16k": ("best-16k",),
     "ensemble-16k": ("best-16k", "clean-16k", "late-16k"),
 }
 
@@ -187,9 +189,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best-16k": BEST,
     # the same in another order: first without any defect of phones and rooms, then trained on with them
     "clean-16k": BEST | {"spared": 1.0, "epochs": 640, "seed": 1},
-    "late-16k": BEST | {
-        "epochs": 320, "gentle": 0.0, "max_lr": 1.5e-3, "seed": 1, "widen": _grown_from("late-16k"),
-    },
+    "late-16k": LATE | {"seed": 1, "widen": _grown_from("late-16k")},
+    # best-16k trained on, by labels of mixes that tell who has more power
+    "sharp-16k": LATE | {"mixup_sharpness": 2.0, "widen": _grown_from("sharp-16k")},
     # all three side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
     "ensemble-16k": BEST | {
         "width": 96, "groups": 3, "epochs": 0, "gentle": 0.0, "widen": _grown_from("ensemble-16k"),
