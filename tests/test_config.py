@@ -33,6 +33,8 @@ from training.widen import Missing, read_narrow
         ("epochs", 0, "epochs must be positive where nothing is grown from"),
         ("patience", 5, "patience needs an inner_share"),
         ("epochs", -1, "epochs must be 0 or more, not -1"),
+        ("widen", "A,,B", "a name is missing beside a comma or a plus"),
+        ("widen", "A+", "a name is missing"),
         ("widen", "A,B", "widen names 2 to grow from, and groups is 1: .* groups to 2 and width to theirs together"),
         ("groups", 3, "width 64 cannot be shared out among 3 groups"),
         ("stem_stride", 17, "must lie in 1..16"),
@@ -129,6 +131,7 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     ):  # fmt: skip
         told = str(Missing(path, made(**fields), place))
         assert f"training.train --recipe {of} --data DIR --fold 2 --out {path.parent}" in told
+    assert str(Missing(path, made(widen="a+b"), 1)).endswith("--widen PATH names another best_model.pth")
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
     assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels
     with pytest.raises(CheckpointError, match=r"--inner-share 0.1 keeps aside \(its own was 0\).* set --inner-share 0"):

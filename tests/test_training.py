@@ -489,6 +489,29 @@ def test_a_run_may_grow_from_a_smaller_one(data: Path, tmp_path: Path):
         train(one_more, data, tmp_path / "odd")
 
 
+def test_relatives_become_the_mean_of_their_weights_and_strangers_are_refused(data: Path, tmp_path: Path):
+    def made(name: str, **fields) -> Path:
+        return train(config.make("resnet34-16k", **SMALL | fields), data, tmp_path / name).checkpoint
+
+    one, stranger = made("one"), made("stranger", seed=1)
+    more, wide = (made(f"of width {width}", width=width, widen=str(one)) for width in (SMALL["width"], 8))
+    both = checkpoint.load(made("both", widen=f"{one}+{more}", epochs=0))
+    theirs = [checkpoint.load(path).state_dict for path in (one, more)]
+    for key, value in both.state_dict.items():
+        if value.is_floating_point():
+            mean = (theirs[0][key].float() + theirs[1][key].float()) / 2
+            torch.testing.assert_close(value.float(), mean, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(theirs[0]["conv1.weight"], theirs[1]["conv1.weight"])
+    first, second = both.provenance["grown_from"]
+    assert first["group"] == second["group"] == 0 and second["grown_from"][0]["sha256"] == first["sha256"]
+    beside = checkpoint.load(made("beside", widen=f"{stranger},{one}+{more}", epochs=0, groups=2, width=8))
+    assert [origin["group"] for origin in beside.provenance["grown_from"]] == [0, 1, 1]
+    torch.testing.assert_close(beside.state_dict["conv1.weight"][4:], both.state_dict["conv1.weight"])
+    for other, why in ((stranger, "are strangers, .* A comma in place of the +"), (wide, "not of the same make")):
+        with pytest.raises(checkpoint.CheckpointError, match=why):
+            made("odd", widen=f"{one}+{other}", epochs=0)
+
+
 def test_every_field_is_a_flag():
     import argparse
 

@@ -3,9 +3,8 @@ words. The card stands between two marks in the repository's README.md; what peo
 """
 
 import dataclasses
-import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from cnn.checkpoint import Checkpoint
 from cnn.labels import spoken
 from cnn.model import ModelConfig
 from training.config import RECIPES, differences, make
-from training.state import FREE
+from training.state import FREE, sha256
 
 BEGIN = "<!-- audio-cnn: the lines up to the closing mark are generated from best_model.pth and replaced with it -->"
 END = "<!-- audio-cnn: end of what is generated -->"
@@ -107,21 +106,34 @@ def _summary(checkpoint: Checkpoint, path: Path) -> str:
         folds = ", ".join(map(str, source["folds_trained_on"]))
         held_out = f"fold {source.get('fold_held_out')} was held out, and nothing in the run was chosen on it"
         rows.append(("trained on", f"folds {folds}; {held_out}"))
-    for grown in source.get("grown_from", ()):
-        before = grown.get("recipe") or {}
-        made = f"{_run(before)}, commit `{grown.get('commit')}`"
-        rows.append(("grown from", f"a {before.get('model')} of width {before.get('width')} that had not learned from "
-                     f"that fold either: {made}, sha256 `{grown.get('sha256')}`"))  # fmt: skip
+    rows += _grown(source.get("grown_from", ()), "grown from")
     if recipe:
         rows.append(("recipe", f"{_run(recipe)}; every setting is in `config.json`"))
     if source.get("warnings"):
         rows.append(("departures", "; ".join(source["warnings"])))
     if "commit" in source:
         rows.append(("made by", f"commit `{source['commit']}` on {source.get('date')}"))
-    size, digest = path.stat().st_size / 1e6, hashlib.sha256(path.read_bytes()).hexdigest()
+    size, digest = path.stat().st_size / 1e6, sha256(path)
     rows.append(("file", f"`best_model.pth`, {size:.1f} MB, weights and plain values only, sha256 `{digest}`"))
     name = f"{checkpoint.model.title}, {mel.sample_rate / 1000:g} kHz"
     return f"## {_cell(name)}\n\nNames everyday sounds. **For non-commercial use.**\n\n{_table(('', ''), rows)}"
+
+
+def _grown(origins: Sequence[dict[str, Any]], how: str) -> Iterator[tuple[str, str]]:
+    """A row for every network that went before, and after it those that it had grown from itself."""
+    groups = _groups(origins)
+    for group, origin in zip(groups, origins, strict=True):
+        before, shared = origin.get("recipe") or {}, groups.count(group)
+        mean = f"one of {shared} whose weights' mean it is: " if shared > 1 else ""
+        made = f"a {before.get('model')} of width {before.get('width')} that had not learned from that fold either"
+        run = f"{_run(before)}, commit `{origin.get('commit')}`"
+        yield how, f"{mean}{made}: {run}, sha256 `{origin.get('sha256')}`"
+        yield from _grown(origin.get("grown_from", ()), "which was grown from")
+
+
+def _groups(origins: Sequence[dict[str, Any]]) -> list[int]:
+    """Which of the networks side by side each became a part of; older files do not say, there each became one."""
+    return [origin.get("group", place) for place, origin in enumerate(origins)]
 
 
 def _run(recipe: dict[str, Any]) -> str:
@@ -142,12 +154,13 @@ def _network(checkpoint: Checkpoint) -> str:
     extras += [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
-    smaller = len(checkpoint.provenance.get("grown_from", ()))
-    origin = f"grown from {'a smaller one' if smaller == 1 else f'{smaller} smaller ones side by side'}"
+    earlier = len(checkpoint.provenance.get("grown_from", ()))
+    aside = " side by side" if model.groups > 1 else ""
+    origin = f"grown from {'an earlier one' if earlier == 1 else f'{earlier} earlier ones{aside}'}"
     origin += " and trained on" if checkpoint.recipe.get("epochs") else ""
     return (
         f"{model.name}: a residual network, {'-'.join(map(str, model.depths))} blocks, "
-        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if smaller else 'trained from scratch'}"
+        f"{widths}{''.join(extras)}; {count / 1e6:.3g} M parameters, {origin if earlier else 'trained from scratch'}"
     )
 
 

@@ -63,7 +63,7 @@ class TrainConfig:
     clip_norm: float = 0.0  # the gradient's norm is held below this; 0: not
     label_smoothing: float = 0.1
     average: float = 0.997  # decay per step of the exponential weight average, which is kept; 0: the last weights
-    widen: str = ""  # best_model.pth to grow from (Net2Net), or one for each group (A,B); {fold}: the one held out
+    widen: str = ""  # best_model.pth to grow from; A,B: one for each group; A+B: their weights' mean; {fold}: held out
     # augmentation: per clip, on the dB mel picture
     roll: bool = True  # start anywhere in the clip and wrap round
     crop_frames: int = 192  # T of a training picture
@@ -132,6 +132,8 @@ class TrainConfig:
             raise ValueError("epochs must be positive where nothing is grown from: it would be noise")
         if set("{}") & set(self.widen.replace("{fold}", "")):
             raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
+        if self.widen and not all(re.split("[,+]", self.widen)):
+            raise ValueError(f"widen {self.widen!r}: a name is missing beside a comma or a plus")
         if self.widen and (named := len(self.widen.split(","))) != self.groups:
             width = "theirs together" if named > 1 else "a multiple of its own"
             raise ValueError(f"widen names {named} to grow from, and groups is {self.groups}: one for each is needed, "
@@ -171,17 +173,17 @@ BEST: dict[str, Any] = {
     "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
 LATE: dict[str, Any] = BEST | {"epochs": 320, "gentle": 0.0, "max_lr": 1.5e-3}  # training on
-# what a recipe grows from, by the recipes that make it
-PARENTS: dict[str, tuple[str, ...]] = {
-    "late-16k": ("clean-16k",),
-    "sharp-16k": ("best-16k",),
-    "ensemble-16k": ("best-16k", "clean-16k", "late-16k"),
+# what a recipe grows from, by the recipes that make it and as `widen` puts it
+PARENTS: dict[str, str] = {
+    "late-16k": "clean-16k",
+    "sharp-16k": "best-16k",
+    "ensemble-16k": "best-16k,clean-16k,late-16k",
 }
 
 
 def _grown_from(recipe: str) -> str:
     """Where training.crossval leaves them."""
-    return ",".join(f"runs/{parent}/fold{{fold}}/best_model.pth" for parent in PARENTS[recipe])
+    return re.sub(r"[^,+]+", r"runs/\g<0>/fold{fold}/best_model.pth", PARENTS[recipe])
 
 
 RECIPES: dict[str, dict[str, Any]] = {

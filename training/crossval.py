@@ -39,10 +39,9 @@ from training.gather import (
     read_record,
     same_result,
     same_settings,
-    sha256,
 )
 from training.logs import Logger, TensorBoard
-from training.state import FREE, NotWritten, TrainingError, alone_in, fingerprint
+from training.state import FREE, NotWritten, TrainingError, alone_in, fingerprint, sha256
 from training.train import train
 from training.widen import parents
 

@@ -19,7 +19,6 @@ With --json the sounds already heard are kept beside FILE, and the same command 
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -38,6 +37,7 @@ from cnn.spectrum import split
 from training.data import DataError
 from training.evaluate import check_place, clips_of, write_whole
 from training.mixtures import Sound, clips, mixtures, si_sdr, window_of
+from training.state import sha256
 
 BASELINES = ("random", "energy")  # masks of the same area as those that were sought
 TARGETS = {"AI": 62.0, "AD": 3.8, "FF": 0.40, "Fid-In": 0.82}  # AD at most, the others at least
@@ -323,7 +323,7 @@ def _kept(
 ) -> tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]:
     """What an interrupted run with the same arguments heard, and how to keep more: a line of JSON for each sound after
     one that says what made them. Raises OSError, ValueError where the file beside FILE is another run's."""
-    digests = [hashlib.sha256(c.path.read_bytes()).hexdigest() if c else None for c in (classifier, second)]
+    digests = [sha256(c.path) if c else None for c in (classifier, second)]
     data = str(args.data.resolve())
     made_by = json.dumps({"networks": digests, "data": data, "fold": args.fold, "seed": args.seed,
                           "methods": methods(classifier)})  # fmt: skip

@@ -4,7 +4,6 @@ A fold's folder holds its weights, what was measured of them, and fold.json, whi
 files that is. `gather` makes results.json, predictions.csv, robustness.json, curves.json, pictures and report.html.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from training import figures, robustness
 from training.config import differences
 from training.evaluate import recompute, write_whole
 from training.report import page
-from training.state import FREE, TrainingError
+from training.state import FREE, TrainingError, sha256
 
 BEST, RESUME, RECORD = "best_model.pth", "resume.pt", "fold.json"
 PREDICTIONS, ROBUSTNESS, RESULT, CURVES = "predictions.csv", "robustness.json", "results.json", "curves.json"
@@ -28,11 +27,6 @@ OF_A_FOLD = ("seconds", "sha256", "commit")  # of results.json's rows, beside th
 
 
 # --- one fold's folder -----------------------------------------------------------------------------------------------
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def same_settings(runs: Path, ours: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def in_the_words_of_modal(error: Exception, folder: Path) -> str:
     if isinstance(error, Missing):
         there = error.path.relative_to(MODELS) if error.path.is_relative_to(MODELS) else error.path
         told = f"{there}, the network to grow from, is not in volume esc-model: name another with --widen"
-        match there.parts:
+        match there.parts if error.settings else ():
             case ("crossval", name, _, _):
                 made = f"::crossval {error.settings} --name {name}"
             case ("runs", name, _):
@@ -219,8 +219,9 @@ def settings(given: dict[str, Any]) -> TrainConfig:
     except ValueError as e:
         raise UserError(str(e)) from e
     if config.widen:  # a recipe names where crossval leaves its folds on this machine
-        paths = fields.get("widen") or re.sub(r"(^|,)runs/", r"\1crossval/", config.widen)
-        config = dataclasses.replace(config, widen=",".join(str(MODELS / path) for path in paths.split(",")))
+        paths = fields.get("widen") or re.sub(r"\bruns/", "crossval/", config.widen)
+        there = re.sub(r"[^,+]+", lambda path: str(MODELS / path[0]), paths)
+        config = dataclasses.replace(config, widen=there)
     return config
 
 

@@ -109,7 +109,7 @@ def _origin(r: Mapping[str, Any]) -> str:
     config = r["config"]
     if not config.get("widen"):
         return "trained from scratch"
-    return "grown from smaller ones and trained on" if config["epochs"] else "smaller ones side by side"
+    return "grown from earlier ones and trained on" if config["epochs"] else "earlier ones put together"
 
 
 def _protocol(r: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ def _protocol(r: Mapping[str, Any]) -> str:
         else "the number of epochs was fixed beforehand"
     )
     grown = bool(r["config"].get("widen"))
-    origin = "was grown from smaller ones of the same folds" if grown else "started from random weights"
+    origin = "was grown from earlier ones of the same folds" if grown else "started from random weights"
     warned = "".join(f"<p><strong>Note:</strong> {_text(w)}.</p>" for w in r["warnings"])
     return (
         "<p>ESC-50 comes in fixed folds, with all clips from one source recording in the same one; each fold below was "
@@ -143,7 +143,7 @@ def _folds(r: Mapping[str, Any]) -> str:
     head = ["held out", "accuracy", "95 % interval", "right", "in the first three", "time"]
     note = "Time is that of training and measuring over all sessions; intervals are Wilson's, over the fold's clips."
     if r["config"].get("widen"):
-        note += " The smaller networks had been trained before; their time is not in it."
+        note += " The earlier networks had been trained before; their time is not in it."
     if r["unheard"]:
         note += f" In {_count(r['unheard'], 'clip')} nothing was heard, which counts as wrong."
     return _table(head, rows, foot) + f'<p class="soft">{note}</p>'

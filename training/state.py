@@ -110,12 +110,17 @@ def read(path: Path, config: TrainConfig) -> dict[str, Any]:
     return state
 
 
+def sha256(path: Path) -> str:
+    """Of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(rows: list[Row]) -> str:
     """SHA-256 over fold, class and bytes of every clip, in their order. Raises OSError."""
 
     def told(row: Row) -> str:
-        with row.path.open("rb") as file:
-            return f"{row.fold} {row.label} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"{row.fold} {row.label} {sha256(row.path)}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return hashlib.sha256("\n".join(pool.map(told, rows)).encode()).hexdigest()

@@ -5,11 +5,13 @@ channels, and what the next layer weighs it with is shared out among them, uneve
 Deeper: a further block adds nothing to its shortcut yet (the scale of its last BatchNorm is 0, as in Goyal et al. 2017,
 arXiv 1706.02677). A new gate lets everything pass; a pyramid or further layers of the head start from random weights.
 From several of equal width: side by side, each in a group of its own. The logits are the mean of theirs.
+From relatives, one trained on from the other or both from a third: the mean of their weights, which often knows more
+than either (Wortsman et al. 2022, arXiv 2203.05482), for the work of one.
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
 from cnn.model import AudioCNN, ModelConfig
 from training.config import PARENTS, TrainConfig, differences, make
+from training.state import sha256
 
 # besides width and seed, what a network to grow from must have in common with the one that grows from it
 ALIKE = ("model", "stem_stride", "mel", "relative", "floor_db", "classes", "inner_share")
@@ -87,13 +90,17 @@ def side_by_side(members: Sequence[Mapping[str, Tensor]], wide: Mapping[str, Ten
     return out
 
 
-def parents(config: TrainConfig) -> list[Path]:
-    """What it grows from. Raises Missing where one is not there."""
-    paths = [Path(name) for name in config.widen.replace("{fold}", str(config.fold)).split(",") if name]
-    for place, path in enumerate(paths):
+def parents(config: TrainConfig) -> list[list[Path]]:
+    """What each of its groups grows from: one network, or several whose weights' mean it is.
+
+    Raises Missing where one is not there.
+    """
+    told = config.widen.replace("{fold}", str(config.fold))
+    groups = [[Path(name) for name in group.split("+")] for group in told.split(",") if group]
+    for place, path in enumerate(sum(groups, [])):
         if not path.exists():
             raise Missing(path, config, place)
-    return paths
+    return groups
 
 
 def grow(
@@ -101,40 +108,69 @@ def grow(
 ) -> tuple[list[dict[str, Any]], MelConfig]:
     """Give `model` what the networks that `config.widen` names know.
 
-    Returns of each its sha256, commit and recipe, and `mel` with the mean and standard deviation of the first: where
-    nothing is learned any more (epochs 0), these go on holding, and all must have the same. Raises CheckpointError
-    where one is of another kind (read_narrow) or they do not fit the model's width.
+    Returns of each its sha256, commit, recipe, group and what it has grown from itself, and `mel` with the mean and
+    standard deviation of the first: where nothing is learned any more (epochs 0), these go on holding, and all must
+    have the same. Raises CheckpointError where one is of another kind (read_narrow) or a stranger to the one it is to
+    be averaged with, or they do not fit the model's width.
     """
-    paths = parents(config)
-    found = [read_narrow(path, config, labels, mel) for path in paths]
-    told, widths = " and ".join(map(str, paths)), [checkpoint.model.width for checkpoint in found]
-    if not config.epochs and len({(checkpoint.mel.mean, checkpoint.mel.std) for checkpoint in found}) > 1:
-        raise CheckpointError(f"{told} learned from other clips than each other: side by side, with --epochs 0, they "
+    groups = parents(config)
+    found = {path: read_narrow(path, config, labels, mel) for path in sum(groups, [])}
+    if not config.epochs and len({(one.mel.mean, one.mel.std) for one in found.values()}) > 1:
+        told = " and ".join(map(str, found))
+        raise CheckpointError(f"{told} learned from other clips than each other: in one network, with --epochs 0, they "
                               "could not be fed alike; train them with the same --data and --inner-share")  # fmt: skip
-    states = [checkpoint.state_dict for checkpoint in found]
+    states = [averaged({path: found[path] for path in group}) for group in groups]
     try:
         if config.groups == 1:
             state = grown(states[0], model.state_dict(), torch.Generator().manual_seed(config.seed))
         else:
             state = side_by_side(states, model.state_dict())
     except ValueError as e:
-        told = f"{told} (width {', '.join(map(str, widths))})"
+        told = " and ".join(f"{path} (width {one.model.width})" for path, one in found.items())
         raise CheckpointError(f"{told} cannot become a {model.config.name} of width {model.config.width}: {e}") from e
     model.load_state_dict(state)
-    shared = dataclasses.replace(mel, mean=found[0].mel.mean, std=found[0].mel.std)
-    return [_origin(path, checkpoint) for path, checkpoint in zip(paths, found, strict=True)], shared
+    first = found[groups[0][0]].mel
+    origins = [_origin(path, found[path], place) for place, group in enumerate(groups) for path in group]
+    return origins, dataclasses.replace(mel, mean=first.mean, std=first.std)
 
 
-def _origin(path: Path, found: Checkpoint) -> dict[str, Any]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"sha256": digest, "commit": found.provenance.get("commit"), "recipe": found.recipe}
+def averaged(members: Mapping[Path, Checkpoint]) -> dict[str, Tensor]:
+    """The mean of their weights. Raises CheckpointError where they are not alike or no relatives: between two that
+    began apart lies nothing that either knows."""
+    told, (first, *others) = " and ".join(map(str, members)), members.values()
+    if any(other.model != first.model for other in others):
+        raise CheckpointError(f"{told} are not of the same make: no mean of their weights can be taken")
+    families = [{sha256(path), *(o["sha256"] for o in ancestors(one.provenance))} for path, one in members.items()]
+    if not set.intersection(*families):
+        raise CheckpointError(
+            f"{told} are strangers, neither grown from the other nor both from a third: the mean of their weights "
+            "would know nothing. A comma in place of the + puts them side by side"
+        )
+    return {
+        key: torch.stack([one.state_dict[key].float() for one in members.values()]).mean(dim=0)
+        if value.is_floating_point()
+        else value
+        for key, value in first.state_dict.items()
+    }
+
+
+def _origin(path: Path, found: Checkpoint, group: int) -> dict[str, Any]:
+    told = {"sha256": sha256(path), "recipe": found.recipe, "group": group}
+    return told | {key: found.provenance[key] for key in ("commit", "grown_from") if key in found.provenance}
+
+
+def ancestors(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of a network's provenance: what it has grown from, what that has grown from, and so on."""
+    for origin in provenance.get("grown_from", ()):
+        yield origin
+        yield from ancestors(origin)
 
 
 class Missing(CheckpointError):
     """A network to grow from does not exist."""
 
     def __init__(self, path: Path, config: TrainConfig, place: int) -> None:
-        recipes = PARENTS.get(config.recipe, ())
+        recipes = re.findall(r"[^,+]+", PARENTS.get(config.recipe, ""))
         preset = make(recipes[place % len(recipes)] if recipes else config.recipe)  # of what lacks
         width = max(config.width // 2, 1)
         if config.groups > 1:
@@ -147,9 +183,14 @@ class Missing(CheckpointError):
         for name in ALIKE:
             if (value := getattr(config, name)) != getattr(preset, name):
                 self.settings += f" --{name.replace('_', '-')} {str(value).lower()}"
+        told = f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth"
+        if "+" in config.widen and not recipes:  # a relative of the other is wanted: no recipe makes that
+            self.settings = ""
+            super().__init__(told)
+            return
         super().__init__(
-            f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth, or make it: "
-            f"python -m training.train {self.settings} --data DIR --fold {config.fold} --out {path.parent}"
+            f"{told}, or make it: python -m training.train {self.settings} --data DIR --fold {config.fold} --out "
+            f"{path.parent}"
         )
 
 
