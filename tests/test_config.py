@@ -35,6 +35,7 @@ from training.widen import Missing, read_narrow
         ("epochs", -1, "epochs must be 0 or more, not -1"),
         ("widen", "A,,B", "a name is missing beside a comma or a plus"),
         ("widen", "A+", "a name is missing"),
+        ("widen", "A+B,C", r"widen names 2 to grow from \(a mean counts as one\), and groups is 1"),
         ("widen", "A,B", "widen names 2 to grow from, and groups is 1: .* groups to 2 and width to theirs together"),
         ("groups", 3, "width 64 cannot be shared out among 3 groups"),
         ("stem_stride", 17, "must lie in 1..16"),
@@ -131,7 +132,9 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     ):  # fmt: skip
         told = str(Missing(path, made(**fields), place))
         assert f"training.train --recipe {of} --data DIR --fold 2 --out {path.parent}" in told
-    assert str(Missing(path, made(widen="a+b"), 1)).endswith("--widen PATH names another best_model.pth")
+    for fields in ({}, {"recipe": "sharp-16k"}, {"recipe": "ensemble-16k", "groups": 2, "width": 64}):  # b: a relative
+        told = Missing(path, made(widen="a+b,c" if "groups" in fields else "a+b", **fields), 1)
+        assert str(told).endswith("--widen PATH names another best_model.pth") and not told.settings
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)
     assert read(dataclasses.replace(mel, mean=-1.0, std=2.0)).labels == labels
     with pytest.raises(CheckpointError, match=r"--inner-share 0.1 keeps aside \(its own was 0\).* set --inner-share 0"):

@@ -22,6 +22,7 @@ from training.evaluate import read_predictions, recompute, write_predictions
 from training.report import page
 from training.robustness import CONDITIONS
 from training.state import TrainingError, sha256
+from training.widen import ancestors
 
 SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "crop_frames": 64, "precision": "fp32", "checkpoint_every": 1,
          "device": "cpu"}  # fmt: skip
@@ -309,14 +310,17 @@ def test_committed_results_follow_from_their_table_and_are_of_a_file_in_the_box_
     told, again = json.loads((out / "results.json").read_text()), recompute(out / "predictions.csv")
     assert {key: told[key] for key in again if key != "folds"} == {k: v for k, v in again.items() if k != "folds"}
     (fold,) = (row for row in told["folds"] if row["fold"] == 5)
-    parts = [part for path in checkpoint.in_box() for part in checkpoint.load(path).provenance.get("grown_from", [])]
+    parts = [part for path in checkpoint.in_box() for part in ancestors(checkpoint.load(path).provenance)]
     assert fold["sha256"] in {sha256(path) for path in checkpoint.in_box()} | {part["sha256"] for part in parts}
     assert told["robustness"]["rows"]["clean"]["accuracy"] == pytest.approx(told["mean"])
     ours = {key: told[key] for key in ("dataset", "data_sha256")}
     today = dataclasses.asdict(configs.make(told["recipe"], precision="bf16"))
     gather.same_result(out, ours | {"config": today})  # the README's command goes on from them
-    with pytest.raises(TrainingError, match="lr "):
-        gather.same_result(out, ours | {"config": today | {"lr": 1.0}})
+    if today["widen"]:
+        gather.same_result(out, ours | {"config": today | {"widen": today["widen"].replace("runs/", "elsewhere/")}})
+    for field, other in (("lr", 1.0), ("widen", f"{today['widen'] or 'A'}+B")):
+        with pytest.raises(TrainingError, match=f"{field} "):
+            gather.same_result(out, ours | {"config": today | {field: other}})
 
 
 class Page(HTMLParser):

@@ -203,8 +203,9 @@ def test_every_field_is_a_flag_and_a_wrong_value_is_one_sentence():
     )
     mine = "runs/best-16k-fold5/best_model.pth"
     assert modal_train.settings(wide | {"widen": mine, "groups": 1}).widen == f"/mnt/esc-model/{mine}"
-    two = {"widen": f"{mine},{mine}", "groups": 2}
-    assert modal_train.settings(wide | two).widen == f"/mnt/esc-model/{mine},/mnt/esc-model/{mine}"
+    two = {"widen": f"{mine},{mine}+{mine}", "groups": 2}
+    there = f"/mnt/esc-model/{mine}"
+    assert modal_train.settings(wide | two).widen == f"{there},{there}+{there}"
     assert modal_train.settings(wide | {"widen": "", "epochs": 1}).widen == ""
     for wrong, told in (({"epochs": 0}, "epochs must be positive"), ({"groups": 3}, "width 64 cannot be shared out")):
         with pytest.raises(SystemExit, match=f"error: .*{told}"), modal_train.in_words():

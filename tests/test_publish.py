@@ -118,14 +118,16 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     two = [grown, grown | {"recipe": grown["recipe"] | {"seed": 1, "spared": 1.0, "stem_stride": 4}}]
     still = dataclasses.replace(kept, recipe=kept.recipe | {"epochs": 0}, provenance=ORIGIN | {"grown_from": two})
     both = card(still, weights, "a/b")
-    assert "grown from 2 earlier ones |" in both and both.count("| grown from |") == 2
+    assert "grown from 2 earlier ones side by side |" in both and both.count("| grown from |") == 2
     assert "`best-16k` with spared 1.0, at most 720 epochs, seed 1, commit" in both  # stem_stride is the preset's
     assert "`best-16k`, no training of its own; every" in both
     assert "- One fold and 2 seeds: a point" in both
     related = [two[0] | {"group": 0}, two[1] | {"group": 1}, two[1] | {"group": 1, "grown_from": [grown]}]
     grouped = dataclasses.replace(still, provenance=ORIGIN | {"grown_from": related})
     lineage = card(grouped, weights, "a/b")
-    assert lineage.count("| one of 2 whose weights' mean it is: a resnet10") == 2
+    assert "grown from 2 earlier ones side by side (where it says so, the mean of the weights of several) |" in lineage
+    assert lineage.count("| part 2 of 2: one of 2 whose weights' mean it is: a resnet10") == 2
+    assert "| grown from | part 1 of 2: a resnet10" in lineage
     assert lineage.count("| grown from |") == 3 and lineage.count("| which was grown from | a resnet10") == 1
     assert "from scratch" not in text and "One fold and" not in text and "- One seed: a point" in text
 

@@ -507,9 +507,16 @@ def test_relatives_become_the_mean_of_their_weights_and_strangers_are_refused(da
     beside = checkpoint.load(made("beside", widen=f"{stranger},{one}+{more}", epochs=0, groups=2, width=8))
     assert [origin["group"] for origin in beside.provenance["grown_from"]] == [0, 1, 1]
     torch.testing.assert_close(beside.state_dict["conv1.weight"][4:], both.state_dict["conv1.weight"])
-    for other, why in ((stranger, "are strangers, .* A comma in place of the +"), (wide, "not of the same make")):
+    twice = checkpoint.load(made("twice", widen=f"{one}+{one}+{more}", epochs=0)).state_dict["bn1.weight"]
+    torch.testing.assert_close(twice, (2 * theirs[0]["bn1.weight"] + theirs[1]["bn1.weight"]) / 3)
+    gated, other = (made(f"gated {seed}", model="se_fpn", widen=str(one), seed=seed) for seed in (0, 1))
+    for pair, why in (
+        ((one, stranger), "are strangers, .* a comma in place of the +"),
+        ((one, wide), r"width 4\) and .*width 8\) are not of the same make"),
+        ((gated, other), "are strangers"),  # the gates of each began at random
+    ):
         with pytest.raises(checkpoint.CheckpointError, match=why):
-            made("odd", widen=f"{one}+{other}", epochs=0)
+            made("odd", widen="+".join(map(str, pair)), epochs=0, model="se_fpn" if gated in pair else "resnet34")
 
 
 def test_every_field_is_a_flag():

@@ -123,11 +123,12 @@ def _grown(origins: Sequence[dict[str, Any]], how: str) -> Iterator[tuple[str, s
     """A row for every network that went before, and after it those that it had grown from itself."""
     groups = _groups(origins)
     for group, origin in zip(groups, origins, strict=True):
-        before, shared = origin.get("recipe") or {}, groups.count(group)
-        mean = f"one of {shared} whose weights' mean it is: " if shared > 1 else ""
+        before, parts, shared = origin.get("recipe") or {}, len({*groups}), groups.count(group)
+        told = f"part {group + 1} of {parts}: " * (parts > 1)
+        told += f"one of {shared} whose weights' mean it is: " * (shared > 1)
         made = f"a {before.get('model')} of width {before.get('width')} that had not learned from that fold either"
         run = f"{_run(before)}, commit `{origin.get('commit')}`"
-        yield how, f"{mean}{made}: {run}, sha256 `{origin.get('sha256')}`"
+        yield how, f"{told}{made}: {run}, sha256 `{origin.get('sha256')}`"
         yield from _grown(origin.get("grown_from", ()), "which was grown from")
 
 
@@ -154,9 +155,10 @@ def _network(checkpoint: Checkpoint) -> str:
     extras += [", squeeze-and-excitation"] * model.se
     extras += [f", feature pyramid of {model.fpn_channels} channels"] * bool(model.fpn_channels)
     count = sum(tensor.numel() for name, tensor in checkpoint.state_dict.items() if "running_" not in name)
-    earlier = len(checkpoint.provenance.get("grown_from", ()))
-    aside = " side by side" if model.groups > 1 else ""
-    origin = f"grown from {'an earlier one' if earlier == 1 else f'{earlier} earlier ones{aside}'}"
+    groups = _groups(checkpoint.provenance.get("grown_from", ()))
+    earlier, means = len({*groups}), len(groups) > len({*groups})
+    origin = "grown from " + ("an earlier one" if earlier == 1 else f"{earlier} earlier ones side by side")
+    origin += " (where it says so, the mean of the weights of several)" if means else ""
     origin += " and trained on" if checkpoint.recipe.get("epochs") else ""
     return (
         f"{model.name}: a residual network, {'-'.join(map(str, model.depths))} blocks, "

@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,16 @@ BELOW_ONE = {  # and why
     "warmup": "the learning rate has to come down again",
     "average": "the weights of the first step would be kept",
 }
+
+
+def groups_of(widen: str) -> list[list[str]]:
+    """'A,B+C' -> [[A], [B, C]]: what each group grows from. A path with a comma or a plus in it cannot be named."""
+    return [group.split("+") for group in widen.split(",")] if widen else []
+
+
+def each_of(widen: str, change: Callable[[str], str]) -> str:
+    """The same with every path in it changed."""
+    return ",".join("+".join(map(change, group)) for group in groups_of(widen))
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,13 @@ class TrainConfig:
             raise ValueError("epochs must be positive where nothing is grown from: it would be noise")
         if set("{}") & set(self.widen.replace("{fold}", "")):
             raise ValueError(f"widen {self.widen!r}: nothing but {{fold}} may stand in braces")
-        if self.widen and not all(re.split("[,+]", self.widen)):
+        if self.widen and not all(map(all, groups_of(self.widen))):
             raise ValueError(f"widen {self.widen!r}: a name is missing beside a comma or a plus")
-        if self.widen and (named := len(self.widen.split(","))) != self.groups:
+        if self.widen and (named := len(groups_of(self.widen))) != self.groups:
             width = "theirs together" if named > 1 else "a multiple of its own"
-            raise ValueError(f"widen names {named} to grow from, and groups is {self.groups}: one for each is needed, "
-                             f"so set groups to {named} and width to {width}")  # fmt: skip
+            mean = " (a mean counts as one)" if "+" in self.widen else ""
+            raise ValueError(f"widen names {named} to grow from{mean}, and groups is {self.groups}: one for each is "
+                             f"needed, so set groups to {named} and width to {width}")  # fmt: skip
         if self.layout == "channels_last" and not self.may_be_channels_last:
             raise ValueError(f"layout channels_last needs a width that {16 * self.groups} divides, not {self.width}: "
                              "torch 2.14.1 writes beyond its memory in the backward pass otherwise")  # fmt: skip
@@ -183,7 +194,7 @@ PARENTS: dict[str, str] = {
 
 def _grown_from(recipe: str) -> str:
     """Where training.crossval leaves them."""
-    return re.sub(r"[^,+]+", r"runs/\g<0>/fold{fold}/best_model.pth", PARENTS[recipe])
+    return each_of(PARENTS[recipe], lambda parent: f"runs/{parent}/fold{{fold}}/best_model.pth")
 
 
 RECIPES: dict[str, dict[str, Any]] = {

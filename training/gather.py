@@ -13,7 +13,7 @@ from typing import Any
 from cnn import checkpoint
 from cnn.checkpoint import Checkpoint
 from training import figures, robustness
-from training.config import differences
+from training.config import differences, each_of
 from training.evaluate import recompute, write_whole
 from training.report import page
 from training.state import FREE, TrainingError, sha256
@@ -210,13 +210,14 @@ def _read_result(out: Path) -> dict[str, Any]:
 def same_result(out: Path, ours: dict[str, Any]) -> None:
     """Raises TrainingError where the folds that `out` tells of have other settings or data than `ours`.
 
-    Where the networks lay that they have grown from may differ: on another machine that is another folder.
+    Where the networks lay that they have grown from may differ, on another machine that is another folder; how they
+    were put together may not.
     """
     told = _read_result(out)
     if not told:
         return
-    grown = bool(told["config"].get("widen") and ours["config"]["widen"])
-    changed = differences(told["config"], ours["config"], (*FREE, "fold", *["widen"] * grown))
+    anywhere = [c | {"widen": each_of(c.get("widen", ""), lambda _: "PATH")} for c in (told["config"], ours["config"])]
+    changed = differences(*anywhere, (*FREE, "fold"))
     if told["dataset"] != ours["dataset"] or len({told.get("data_sha256"), ours["data_sha256"]} - {None}) > 1:
         changed = f"{changed}, " * bool(changed) + f"data {told['dataset']!r} -> {ours['dataset']!r}"
     if changed:

@@ -219,9 +219,8 @@ def settings(given: dict[str, Any]) -> TrainConfig:
     except ValueError as e:
         raise UserError(str(e)) from e
     if config.widen:  # a recipe names where crossval leaves its folds on this machine
-        paths = fields.get("widen") or re.sub(r"\bruns/", "crossval/", config.widen)
-        there = re.sub(r"[^,+]+", lambda path: str(MODELS / path[0]), paths)
-        config = dataclasses.replace(config, widen=there)
+        paths = fields.get("widen") or config.widen.replace("runs/", "crossval/")
+        config = dataclasses.replace(config, widen=configs.each_of(paths, lambda path: str(MODELS / path)))
     return config
 
 

@@ -1,4 +1,4 @@
-"""Growing trained networks: the large one starts out computing exactly what the small ones do.
+"""Growing trained networks: the new one starts out computing exactly what the old ones do, or knowing what they know.
 
 From one: Net2Net (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks. Wider: every channel becomes k
 channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
@@ -10,7 +10,7 @@ than either (Wortsman et al. 2022, arXiv 2203.05482), for the work of one.
 """
 
 import dataclasses
-import re
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from torch import Tensor
 from cnn.checkpoint import Checkpoint, CheckpointError, load
 from cnn.mel import MelConfig
 from cnn.model import AudioCNN, ModelConfig
-from training.config import PARENTS, TrainConfig, differences, make
+from training.config import PARENTS, TrainConfig, differences, groups_of, make
 from training.state import sha256
 
 # besides width and seed, what a network to grow from must have in common with the one that grows from it
 ALIKE = ("model", "stem_stride", "mel", "relative", "floor_db", "classes", "inner_share")
+MAKE = ("model", "width")  # recipe fields that two networks have in common whose weights lie in one space
 UNEVEN = 0.25  # standard deviation of the shares around 1 / k, times k
 OPEN = 2.0  # what a new gate's sigmoid is given: 0.88, open enough and still able to learn
 
@@ -95,9 +96,8 @@ def parents(config: TrainConfig) -> list[list[Path]]:
 
     Raises Missing where one is not there.
     """
-    told = config.widen.replace("{fold}", str(config.fold))
-    groups = [[Path(name) for name in group.split("+")] for group in told.split(",") if group]
-    for place, path in enumerate(sum(groups, [])):
+    groups = [list(map(Path, group)) for group in groups_of(config.widen.replace("{fold}", str(config.fold)))]
+    for place, path in enumerate(itertools.chain(*groups)):
         if not path.exists():
             raise Missing(path, config, place)
     return groups
@@ -114,12 +114,12 @@ def grow(
     be averaged with, or they do not fit the model's width.
     """
     groups = parents(config)
-    found = {path: read_narrow(path, config, labels, mel) for path in sum(groups, [])}
+    found = {path: read_narrow(path, config, labels, mel) for path in itertools.chain(*groups)}
     if not config.epochs and len({(one.mel.mean, one.mel.std) for one in found.values()}) > 1:
         told = " and ".join(map(str, found))
         raise CheckpointError(f"{told} learned from other clips than each other: in one network, with --epochs 0, they "
                               "could not be fed alike; train them with the same --data and --inner-share")  # fmt: skip
-    states = [averaged({path: found[path] for path in group}) for group in groups]
+    states = [averaged([(path, found[path]) for path in group]) for group in groups]
     try:
         if config.groups == 1:
             state = grown(states[0], model.state_dict(), torch.Generator().manual_seed(config.seed))
@@ -134,20 +134,30 @@ def grow(
     return origins, dataclasses.replace(mel, mean=first.mean, std=first.std)
 
 
-def averaged(members: Mapping[Path, Checkpoint]) -> dict[str, Tensor]:
-    """The mean of their weights. Raises CheckpointError where they are not alike or no relatives: between two that
-    began apart lies nothing that either knows."""
-    told, (first, *others) = " and ".join(map(str, members)), members.values()
-    if any(other.model != first.model for other in others):
-        raise CheckpointError(f"{told} are not of the same make: no mean of their weights can be taken")
-    families = [{sha256(path), *(o["sha256"] for o in ancestors(one.provenance))} for path, one in members.items()]
+def averaged(members: Sequence[tuple[Path, Checkpoint]]) -> dict[str, Tensor]:
+    """The mean of their weights; one that is named twice counts twice.
+
+    Raises CheckpointError where they are not alike, or as far as their files tell no relatives by a network of their
+    own make: between two that began apart lies nothing that either knows.
+    """
+    first = members[0][1]
+    if any(other.model != first.model for _, other in members):
+        told = " and ".join(f"{path} ({one.model.name}, width {one.model.width})" for path, one in members)
+        raise CheckpointError(f"{told} are not of the same make: name such as are, or a comma puts them side by side")
+    families = []
+    for path, one in members:
+        ours = [one.recipe.get(key) for key in MAKE]
+        alike = [o for o in ancestors(one.provenance) if [o["recipe"].get(key) for key in MAKE] == ours]
+        families.append({sha256(path), *(origin["sha256"] for origin in alike)})
     if not set.intersection(*families):
+        told = " and ".join(str(path) for path, _ in members)
         raise CheckpointError(
             f"{told} are strangers, neither grown from the other nor both from a third: the mean of their weights "
-            "would know nothing. A comma in place of the + puts them side by side"
+            "would know nothing. Train one of them on from the other, --widen in a new folder; a comma in place of "
+            "the + puts them side by side"
         )
     return {
-        key: torch.stack([one.state_dict[key].float() for one in members.values()]).mean(dim=0)
+        key: torch.stack([one.state_dict[key].float() for _, one in members]).mean(dim=0)
         if value.is_floating_point()
         else value
         for key, value in first.state_dict.items()
@@ -169,29 +179,33 @@ def ancestors(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 class Missing(CheckpointError):
     """A network to grow from does not exist."""
 
+    settings = ""  # what makes it; none where nobody but its maker knows
+
     def __init__(self, path: Path, config: TrainConfig, place: int) -> None:
-        recipes = re.findall(r"[^,+]+", PARENTS.get(config.recipe, ""))
-        preset = make(recipes[place % len(recipes)] if recipes else config.recipe)  # of what lacks
-        width = max(config.width // 2, 1)
-        if config.groups > 1:
-            width = config.width // config.groups
-        elif recipes and config.width % preset.width == 0:
-            width = preset.width
-        seed = preset.seed if place < max(len(recipes), 1) else place
         self.path, self.fold = path, config.fold
-        self.settings = f"--recipe {preset.recipe} --width {width} --seed {seed}"
-        for name in ALIKE:
-            if (value := getattr(config, name)) != getattr(preset, name):
-                self.settings += f" --{name.replace('_', '-')} {str(value).lower()}"
         told = f"{path}, the network to grow from, does not exist: --widen PATH names another best_model.pth"
-        if "+" in config.widen and not recipes:  # a relative of the other is wanted: no recipe makes that
-            self.settings = ""
-            super().__init__(told)
-            return
-        super().__init__(
-            f"{told}, or make it: python -m training.train {self.settings} --data DIR --fold {config.fold} --out "
-            f"{path.parent}"
-        )
+        if "+" not in config.widen:  # a mean wants a relative of the other: no recipe makes that
+            self.settings = _settings(config, place)
+            how = f"python -m training.train {self.settings} --data DIR --fold {config.fold} --out {path.parent}"
+            told += f", or make it: {how}"
+        super().__init__(told)
+
+
+def _settings(config: TrainConfig, place: int) -> str:
+    """Flags that make what stands at that place of what `config` grows from."""
+    recipes = [*itertools.chain(*groups_of(PARENTS.get(config.recipe, "")))]
+    preset = make(recipes[place % len(recipes)] if recipes else config.recipe)
+    width = max(config.width // 2, 1)
+    if config.groups > 1:
+        width = config.width // config.groups
+    elif recipes and config.width % preset.width == 0:
+        width = preset.width
+    seed = preset.seed if place < max(len(recipes), 1) else place
+    told = f"--recipe {preset.recipe} --width {width} --seed {seed}"
+    for name in ALIKE:
+        if (value := getattr(config, name)) != getattr(preset, name):
+            told += f" --{name.replace('_', '-')} {str(value).lower()}"
+    return told
 
 
 def _may_grow(path: Path, small: ModelConfig, large: ModelConfig) -> None:
