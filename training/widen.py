@@ -1,4 +1,4 @@
-"""Growing trained networks: the new one starts out computing exactly what the old ones do, or knowing what they know.
+"""Growing trained networks: but for a mean of weights, the new one starts out computing exactly what the old ones do.
 
 From one: Net2Net (Chen, Goodfellow and Shlens 2015, arXiv 1511.05641) for whole trunks. Wider: every channel becomes k
 channels, and what the next layer weighs it with is shared out among them, unevenly, so that they part ways in training.
