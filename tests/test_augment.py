@@ -86,6 +86,30 @@ def test_each_defect_from_outside_does_what_it_is_called(defect: str):
     assert torch.equal(augment.outside(power, config.make("resnet34-16k"), MELS["16k"], rng()), power)
 
 
+def test_a_stretch_that_is_kept_is_as_short_as_it_may_be_and_lies_where_something_sounds():
+    power = torch.full((300, 16, 200), 1e-8)
+    power[:, :, 150:160] = 1.0
+    kept = augment.cut(power, 0.05, 0.0, MELS["16k"], rng())
+    frames = (kept[:, 0] > 0).sum(dim=1)
+    assert 10 <= frames.min() < 13 and frames.max() > 190 and 35 < frames.median() < 55  # log-uniform
+    assert (kept == 1.0).any(dim=2).all(dim=1).float().mean() > 0.95
+    assert torch.equal(kept[kept > 0], power[kept > 0])
+
+
+def test_a_repeated_stretch_comes_again_with_even_pauses():
+    power = torch.arange(1.0, 251.0).expand(100, 4, 250)
+    kept = augment.cut(power, 0.04, 1.0, MELS["16k"], rng())[:, 0]
+    pauses = set()
+    for clip in kept:
+        heard = clip > 0
+        edges = heard.int().diff().nonzero().flatten() + 1
+        parts = clip.tensor_split(edges)
+        whole = [part for part in parts[1:-1] if part[0] > 0]
+        assert all(torch.equal(part, whole[0]) for part in whole)  # the same again
+        pauses |= {len(part) for part in parts[1:-1] if part[0] == 0}
+    assert min(pauses) < 10 and 80 < max(pauses) < 100  # frames: 0.1 to 2 s
+
+
 def test_a_filter_takes_from_the_picture_what_it_takes_from_the_sound():
     front_end, noise = LogMel(MELS["16k"]), rng().standard_normal((1, 80_000))
     halves = ((300, "high"), (800, "low"))

@@ -92,7 +92,7 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
     if not any(defects):
         return power  # and draw nothing
     batch, bins, frames = power.shape
-    f, t = np.arange(bins), np.arange(frames)
+    f = np.arange(bins)
     grain, meeting = texture(mel)
     spared = rng.random((batch, 1)) < config.spared if config.spared else np.zeros((batch, 1), bool)
 
@@ -130,10 +130,32 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
     noise.mul_(mean[chosen] * torch.from_numpy(shape)[:, :, None])
     power[chosen] = together(power[chosen], noise, stretches(meeting, noise.shape, rng))
 
-    length = rng.uniform(0.3, 1.0, (batch, 1)) * frames
-    start = rng.uniform(0, 1, (batch, 1)) * (frames - length)
-    kept = ~some(config.silence) | ((t >= start) & (t < start + length))
-    return power.mul_(gain).mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
+    power.mul_(gain)
+    chosen = np.flatnonzero(some(config.silence))
+    if len(chosen):
+        power[chosen] = cut(power[chosen], config.kept_min, config.repeated, mel, rng)
+    return power
+
+
+def cut(power: Tensor, shortest: float, repeated: float, mel: MelConfig, rng: np.random.Generator) -> Tensor:
+    """Power (B, F, T) -> a stretch of each clip in digital silence, as people cut sounds out.
+
+    It lasts `shortest` to 1 of the picture, log-uniform, and lies where something sounds. In a share `repeated` of the
+    clips it comes again and again, with pauses of 0.1 to 2 s.
+    """
+    batch, bins, frames = power.shape
+    length = np.ceil(np.exp(rng.uniform(np.log(shortest), 0.0, (batch, 1))) * frames).astype(np.int64)
+    loud = power.mean(dim=1).sqrt().double().cumsum(dim=1).numpy()  # (B, T)
+    somewhere = (loud < rng.random((batch, 1)) * loud[:, -1:]).sum(axis=1, keepdims=True)  # a frame, by its amplitude
+    start = np.clip(somewhere - (rng.random((batch, 1)) * length).astype(np.int64), 0, frames - length)
+    pause = (10 ** rng.uniform(-1.0, 0.3, (batch, 1)) * mel.sample_rate / mel.hop_length).astype(np.int64)
+    again = rng.random((batch, 1)) < repeated
+    since = np.arange(frames) - start  # (B, T): frames of the stretch that have gone by
+    since = np.where(again, since % (length + pause), since)
+    kept = (since >= 0) & (since < length)
+    columns = torch.from_numpy(np.where(kept, start + since, 0))
+    out = power.gather(2, columns[:, None, :].expand(-1, bins, -1))
+    return out.mul_(torch.from_numpy(kept.astype(np.float32))[:, None, :])
 
 
 @functools.lru_cache(maxsize=8)

@@ -23,11 +23,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "layout": ("auto", "channels_last", "contiguous"),
 }
 POSITIVE = ("width", "stem_stride", "groups", "batch_size", "accumulate", "max_lr", "lr", "crop_frames", "eq_knots",
-            "mixup_alpha", "mixup_sharpness", "checkpoint_every")  # fmt: skip
+            "mixup_alpha", "mixup_sharpness", "kept_min", "checkpoint_every")  # fmt: skip
 NOT_NEGATIVE = ("epochs", "patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "noise", "background", "reverb", "spared", "gentle")  # fmt: skip
+          "highpass", "silence", "repeated", "noise", "background", "reverb", "spared", "gentle")  # fmt: skip
 BELOW_ONE = {  # and why
     "warmup": "the learning rate has to come down again",
     "average": "the weights of the first step would be kept",
@@ -87,6 +87,8 @@ class TrainConfig:
     lowpass: float = 0.0  # share of clips cut above a random bin, like a telephone, an old archive, a low bit rate
     highpass: float = 0.0  # share of clips cut below a random bin, like a small microphone
     silence: float = 0.0  # share of clips kept in a random stretch only, digital silence around it
+    kept_min: float = 0.3  # the shortest such stretch, as a share of the picture
+    repeated: float = 0.0  # share of such clips where the stretch comes again and again, with pauses
     noise: float = 0.0  # share of clips laid over with noise of a random level and colour
     background: float = 0.0  # share of clips laid over with another clip, whose name stays out of it
     reverb: float = 0.0  # share of clips smeared like a room does, T60 0.2 to 0.8 s
@@ -240,7 +242,7 @@ def make(recipe: str, **fields: Any) -> TrainConfig:
 
 
 # fields that are missing in older results and checkpoints, and what those were computed with
-YOUNG: dict[str, Any] = SINCE["model"] | {"mixup_sharpness": 1.0}
+YOUNG: dict[str, Any] = SINCE["model"] | {"mixup_sharpness": 1.0, "kept_min": 0.3, "repeated": 0.0}
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str] = ()) -> str:
