@@ -26,6 +26,8 @@ from training.widen import Missing, read_narrow
         ("average", 1.0, "average must be below 1"),
         ("eq_knots", 0, "eq_knots must be positive"),
         ("mixup_sharpness", 0.0, "mixup_sharpness must be positive"),
+        ("kept_min", 0.0, "kept_min must be positive"),
+        ("kept_min", 1.5, "kept_min must lie in 0..1"),
         ("device", "gpu", "device 'gpu' is unknown; known are auto, cpu, cuda, cuda:N"),
         ("device", "cuda:one", "known are auto"),
         ("widen", "runs/{name}/best_model.pth", "nothing but {fold} may stand in braces"),
@@ -103,7 +105,7 @@ def test_the_benchmark_measures_pictures_with_all_that_is_done_to_them():
 
 def test_what_was_recorded_before_a_field_existed_was_computed_with_what_it_stands_for():
     old = {"lr": 1.0}
-    assert config.differences(old, old | {"mixup_sharpness": 1.0, "groups": 1}) == ""
+    assert config.differences(old, old | {"mixup_sharpness": 1.0, "kept_min": 0.3, "repeated": 0.0, "groups": 1}) == ""
     assert config.differences(old, old | {"mixup_sharpness": 2.0}) == "mixup_sharpness 1.0 -> 2.0"
 
 

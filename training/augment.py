@@ -83,8 +83,8 @@ def warp(
 def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.Generator) -> Tensor:
     """Power (B, F, T) as phones, messengers and old archives leave it, in place; each defect on its share of clips.
 
-    Low- and high-pass are of order 1 to 64, from a coil's 6 dB per octave to the edge that resampling leaves, a kept
-    stretch lasts from 0.3 of the picture on, noise lies 0 to 30 dB below the clip where it sounds and has any colour
+    Low- and high-pass are of order 1 to 64, from a coil's 6 dB per octave to the edge that resampling leaves, of a kept
+    stretch see `cut`, noise lies 0 to 30 dB below the clip where it sounds and has any colour
     between white and brown (1 / f^0 to 1 / f^2), another clip without its pauses lies 3 to 25 dB below as a background,
     reverberation is an exponential tail of T60 0.2 to 0.8 s with 0.3 to 1 of the energy.
     """
@@ -113,6 +113,8 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
         db += np.where(some(share), butterworth(mel.centres / cutoff, sign * order), 0.0)
     gain = torch.from_numpy((10 ** (db / 10)).astype(np.float32))[:, :, None]
 
+    cut_out = np.flatnonzero(some(config.silence))
+    loud = power[cut_out].mean(dim=1)  # of the sound itself: what lies over it later is not what is cut out
     mean = _where_it_sounds(power)
     if config.background:
         chosen = torch.from_numpy(np.flatnonzero(some(config.background)))
@@ -131,22 +133,23 @@ def outside(power: Tensor, config: TrainConfig, mel: MelConfig, rng: np.random.G
     power[chosen] = together(power[chosen], noise, stretches(meeting, noise.shape, rng))
 
     power.mul_(gain)
-    chosen = np.flatnonzero(some(config.silence))
-    if len(chosen):
-        power[chosen] = cut(power[chosen], config.kept_min, config.repeated, mel, rng)
+    if len(cut_out):
+        power[cut_out] = cut(power[cut_out], loud, config.kept_min, config.repeated, mel, rng)
     return power
 
 
-def cut(power: Tensor, shortest: float, repeated: float, mel: MelConfig, rng: np.random.Generator) -> Tensor:
+def cut(
+    power: Tensor, loud: Tensor, shortest: float, repeated: float, mel: MelConfig, rng: np.random.Generator
+) -> Tensor:
     """Power (B, F, T) -> a stretch of each clip in digital silence, as people cut sounds out.
 
-    It lasts `shortest` to 1 of the picture, log-uniform, and lies where something sounds. In a share `repeated` of the
-    clips it comes again and again, with pauses of 0.1 to 2 s.
+    It lasts `shortest` to 1 of the picture, log-uniform, and lies around a frame drawn by its amplitude; `loud` (B, T)
+    is its power. In a share `repeated` of the clips it comes again and again, with pauses of 0.1 to 2 s.
     """
     batch, bins, frames = power.shape
     length = np.ceil(np.exp(rng.uniform(np.log(shortest), 0.0, (batch, 1))) * frames).astype(np.int64)
-    loud = power.mean(dim=1).sqrt().double().cumsum(dim=1).numpy()  # (B, T)
-    somewhere = (loud < rng.random((batch, 1)) * loud[:, -1:]).sum(axis=1, keepdims=True)  # a frame, by its amplitude
+    so_far = loud.sqrt().double().cumsum(dim=1).numpy()  # (B, T)
+    somewhere = (so_far < rng.random((batch, 1)) * so_far[:, -1:]).sum(axis=1, keepdims=True)  # a frame
     start = np.clip(somewhere - (rng.random((batch, 1)) * length).astype(np.int64), 0, frames - length)
     pause = (10 ** rng.uniform(-1.0, 0.3, (batch, 1)) * mel.sample_rate / mel.hop_length).astype(np.int64)
     again = rng.random((batch, 1)) < repeated
@@ -181,8 +184,8 @@ def stretches(table: Tensor, shape: Sequence[int], rng: np.random.Generator) -> 
     """(B, F, T) cut from anywhere in a table (F, TABLE)."""
     count, bins, frames = shape
     starts = rng.integers(0, table.shape[1] - frames, count, endpoint=True)
-    cut = [table[:, start : start + frames] for start in starts]
-    return torch.stack(cut) if cut else table.new_empty(0, bins, frames)
+    parts = [table[:, start : start + frames] for start in starts]
+    return torch.stack(parts) if parts else table.new_empty(0, bins, frames)
 
 
 def together(one: Tensor, other: Tensor, meeting: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ POSITIVE = ("width", "stem_stride", "groups", "batch_size", "accumulate", "max_l
 NOT_NEGATIVE = ("epochs", "patience", "weight_decay", "clip_norm", "shift_bins", "eq_db", "gain_db", "freq_masks",
                 "freq_mask_bins", "time_masks", "time_mask_frames", "seed")  # fmt: skip
 SHARES = ("inner_share", "warmup", "label_smoothing", "average", "mixup", "mixup_end", "mixup_end_share", "lowpass",
-          "highpass", "silence", "repeated", "noise", "background", "reverb", "spared", "gentle")  # fmt: skip
+          "highpass", "silence", "kept_min", "repeated", "noise", "background", "reverb", "spared",
+          "gentle")  # fmt: skip
 BELOW_ONE = {  # and why
     "warmup": "the learning rate has to come down again",
     "average": "the weights of the first step would be kept",
