@@ -1,8 +1,10 @@
 """Sounds from elsewhere: fetched whole or not at all, checked, measured through the door of every answer."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,35 +60,41 @@ def test_the_table_names_each_sound_once_and_by_a_class_of_esc50():
     sounds = elsewhere.read_table()
     assert len(sounds) > 200 and {s.label for s in sounds} <= set(ESC50)
     assert len({(s.package, s.path) for s in sounds}) == len({s.sha256 for s in sounds}) == len(sounds)
-    assert all(len(s.sha256) == 64 and not s.path.startswith(("/", "..")) for s in sounds)
+    assert all(len(s.sha256) == 64 and s.path.startswith("usr/") and ".." not in Path(s.path).parts for s in sounds)
 
 
-def test_packages_are_fetched_once_and_only_what_is_named_is_kept(tmp_path: Path, sounds: list[Sound], apt: None):
+def test_packages_are_fetched_once_and_only_what_is_named_is_kept(
+    tmp_path: Path, sounds: list[Sound], apt: None, monkeypatch: pytest.MonkeyPatch
+):
     packages, told = tmp_path / "packages", []
     elsewhere.fetch(sounds, packages, told.append)
+    assert told == ["1 of 1: game"] and all(s.there(packages) for s in sounds)
+    assert sorted(p.name for p in packages.rglob("*") if p.is_file()) == ["bark.wav", "rain.wav"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get: it is not wanted either
     elsewhere.fetch(sounds, packages, told.append)
     assert told == ["1 of 1: game"]
-    elsewhere.check(sounds, packages)
-    assert sorted(p.name for p in packages.rglob("*") if p.is_file()) == ["bark.wav", "rain.wav"]
 
 
-def test_a_package_that_lacks_a_sound_or_is_unknown_leaves_nothing(tmp_path: Path, sounds: list[Sound], apt: None):
+def test_what_lacks_or_has_changed_is_fetched_again_and_other_files_stay(
+    tmp_path: Path, sounds: list[Sound], apt: None
+):
     packages = tmp_path / "packages"
-    with pytest.raises(DataError, match=r"game_1_all.deb holds no usr/cow.wav: it is of another version"):
-        elsewhere.fetch([*sounds, Sound("cow", "game", "usr/cow.wav", "0")], packages)
+    (packages / ".fetching" / "game").mkdir(parents=True)  # of a run that was killed
+    (packages / "game" / "usr").mkdir(parents=True)
+    (packages / "game" / "usr" / "mine.txt").write_text("keep")
+    sounds[0].file(packages).write_bytes(b"another")
+    elsewhere.fetch(sounds, packages)
+    assert all(s.there(packages) for s in sounds) and (packages / "game" / "usr" / "mine.txt").is_file()
+    assert not (packages / ".fetching").exists()
+
+
+def test_a_package_that_lacks_a_sound_or_is_unknown_is_named(tmp_path: Path, sounds: list[Sound], apt: None):
+    packages = tmp_path / "packages"
+    with pytest.raises(DataError, match=r"game holds no usr/a.wav, or another: it is not Debian 12's"):
+        elsewhere.fetch([Sound("cow", "game", "usr/a.wav", "0"), *sounds], packages)
     with pytest.raises(DataError, match=r"Unable to locate package other .apt-get update"):
         elsewhere.fetch([Sound("cow", "other", "usr/cow.wav", "0")], packages)
     assert not list(packages.iterdir())
-
-
-def test_missing_and_changed_sounds_are_named_with_the_way_out(tmp_path: Path, sounds: list[Sound], apt: None):
-    packages = tmp_path / "packages"
-    with pytest.raises(DataError, match=r"lacks 2 of 2 sounds, of game: fetch them with --fetch"):
-        elsewhere.check(sounds, packages)
-    elsewhere.fetch(sounds, packages)
-    sounds[0].file(packages).write_bytes(sounds[1].file(packages).read_bytes())
-    with pytest.raises(DataError, match=r"bark.wav is another sound than Debian 12's"):
-        elsewhere.check(sounds, packages)
 
 
 def test_without_apt_the_way_out_is_told(tmp_path: Path, sounds: list[Sound], monkeypatch: pytest.MonkeyPatch):
@@ -100,18 +108,21 @@ def test_what_is_counted_is_what_the_app_would_say(
 ):
     packages = tmp_path / "packages"
     elsewhere.fetch(sounds, packages)
-    said = [tiny_classifier.predict(s.file(packages)).labels[0].name for s in sounds]
-    true = [Sound(name, s.package, s.path, s.sha256) for name, s in zip(said, sounds, strict=True)]
-    result, by_length = elsewhere.measure(tiny_classifier, true, packages)
-    assert (result.clips, result.correct) == (2, 2)
-    assert by_length == {"under 1 s": [True], "1 to 2.5 s": [], "2.5 to 5 s": [], "5 s and more": [True]}
-    false = [Sound(next(x for x in ESC50 if x not in said), s.package, s.path, s.sha256) for s in sounds]
-    result, by_length = elsewhere.measure(tiny_classifier, false, packages)
-    assert result.correct == 0 and by_length["under 1 s"] == [False]
-    assert "0.00 % of 2 sounds from elsewhere" in elsewhere.text(result, by_length)
+    said = [tuple(x.name for x in tiny_classifier.predict(s.file(packages)).labels[:3]) for s in sounds]
+    heard = elsewhere.measure(tiny_classifier, [*sounds, Sound("harp", "game", "usr/harp.wav", "0")], packages)
+    assert [h.names for h in heard] == said and [h.seconds for h in heard] == [0.5, 6.0]
+    first = Sound(said[0][0], "game", sounds[0].path, sounds[0].sha256)
+    second = Sound(said[1][1], "game", sounds[1].path, sounds[1].sha256)
+    found = elsewhere.figures(elsewhere.measure(tiny_classifier, [first, second], packages))
+    assert (found["sounds"], found["accuracy"], found["top3"], found["mean_of_classes"]) == (2, 0.5, 1.0, 0.5)
+    assert found["by_length"] == {"under 1 s": [1, 1], "1 to 2.5 s": [0, 0], "2.5 to 5 s": [0, 0],
+                                  "5 s and more": [0, 1]}  # fmt: skip
+    assert "50.00 % of 2 sounds" in elsewhere.text(found) and "under 1 s 100 % of 1, 5 s" in elsewhere.text(found)
+    with pytest.raises(DataError, match="none of the sounds is of a class that the network knows"):
+        elsewhere.measure(tiny_classifier, [Sound("harp", "game", "usr/harp.wav", "0")], packages)
 
 
-def test_the_command_prints_the_figures_and_one_line_for_what_is_wrong(
+def test_the_command_tells_in_one_line_what_is_wrong_and_writes_what_it_prints(
     tmp_path: Path,
     sounds: list[Sound],
     apt: None,
@@ -122,7 +133,16 @@ def test_the_command_prints_the_figures_and_one_line_for_what_is_wrong(
     monkeypatch.setattr(elsewhere, "read_table", lambda: sounds)
     ask = ["--packages", str(tmp_path / "packages"), "--model", str(tiny), "--device", "cpu"]
     assert elsewhere.main(ask) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    assert "lacks 2 of 2 sounds" in told and "--fetch brings them where there is apt-get" in told
     assert elsewhere.main([*ask, "--fetch", "--json", str(tmp_path / "out.json")]) == 0
-    assert "of 2 sounds from elsewhere (95 % interval" in capsys.readouterr().out
-    assert (tmp_path / "out.json").read_text().count("by_length") == 1
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert f"{100 * found['accuracy']:.2f} % of 2 sounds" in capsys.readouterr().out
+    assert [row["path"] for row in found["heard"]] == [s.path for s in sounds]
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(elsewhere, "measure", stopped)
+    assert elsewhere.main(ask) == 130 and capsys.readouterr().err.startswith("\nstopped: what has been fetched stays")

@@ -109,19 +109,23 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     kept, told = checkpoint.load(weights), json.loads(results.read_text())
     plain = card(kept, weights, "a/b")
     assert "trained from scratch" in plain and "grown" not in plain and "- One fold and one seed: a point" in plain
-    recipe = {"recipe": "best-16k", "model": "resnet10", "width": 32, "epochs": 720}
+    recipe = {"recipe": "best-16k", "model": "resnet10", "width": 32, "stem_stride": 4, "epochs": 720}
     grown = {"sha256": "f00d", "commit": "cafe", "recipe": recipe}
     text = card(dataclasses.replace(kept, provenance=ORIGIN | {"grown_from": [grown]}), weights, "a/b", told)
     for words in ("| grown from | a resnet10 of width 32", "`best-16k`, at most 720 epochs", "`cafe`", "`f00d`"):
         assert words in text
     assert "grown from an earlier one and" in text
-    two = [grown, grown | {"recipe": grown["recipe"] | {"seed": 1, "spared": 1.0, "stem_stride": 4}}]
+    two = [grown, grown | {"recipe": grown["recipe"] | {"seed": 1, "spared": 1.0}}]
     still = dataclasses.replace(kept, recipe=kept.recipe | {"epochs": 0}, provenance=ORIGIN | {"grown_from": two})
     both = card(still, weights, "a/b")
     assert "grown from 2 earlier ones side by side |" in both and both.count("| grown from |") == 2
     assert "`best-16k` with spared 1.0, at most 720 epochs, seed 1, commit" in both  # stem_stride is the preset's
     assert "`best-16k`, no training of its own; every" in both
     assert "- One fold and 2 seeds: a point" in both
+    late = dataclasses.asdict(config.make("late-16k"))
+    old = {k: v for k, v in late.items() if k not in config.YOUNG or k == "stem_stride"}
+    told_of_old = dataclasses.replace(still, provenance=ORIGIN | {"grown_from": [grown | {"recipe": old}]})
+    assert "`late-16k` with kept_min 0.3, mixup_sharpness 1.0, repeated 0.0," in card(told_of_old, weights, "a/b", None)
     related = [two[0] | {"group": 0}, two[1] | {"group": 1}, two[1] | {"group": 1, "grown_from": [grown]}]
     grouped = dataclasses.replace(still, provenance=ORIGIN | {"grown_from": related})
     lineage = card(grouped, weights, "a/b")

@@ -11,7 +11,7 @@ from typing import Any
 from cnn.checkpoint import Checkpoint
 from cnn.labels import spoken
 from cnn.model import ModelConfig
-from training.config import RECIPES, differences, make
+from training.config import RECIPES, YOUNG, differences, make
 from training.state import FREE, sha256
 
 BEGIN = "<!-- audio-cnn: the lines up to the closing mark are generated from best_model.pth and replaced with it -->"
@@ -141,6 +141,7 @@ def _run(recipe: dict[str, Any]) -> str:
     """The preset, what was set otherwise, and for how long."""
     name = recipe.get("recipe")
     preset = dataclasses.asdict(make(name)) if name in RECIPES else {}
+    recipe = YOUNG | recipe
     other = [k for k in sorted(preset.keys() & recipe.keys() - {*SAID}) if recipe[k] != preset[k]]
     told = f"`{name}`" + (f" with {', '.join(f'{k} {recipe[k]}' for k in other)}" if other else "")
     if not recipe.get("epochs"):

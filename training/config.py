@@ -246,7 +246,8 @@ def make(recipe: str, **fields: Any) -> TrainConfig:
     return TrainConfig(**{"recipe": recipe, **RECIPES[recipe], **fields})
 
 
-# fields that are missing in older results and checkpoints, and what those were computed with
+# fields that are missing in older results and checkpoints, and what those were computed with (stretches of kept_min on
+# were uniform in length then and lay anywhere)
 YOUNG: dict[str, Any] = SINCE["model"] | {"mixup_sharpness": 1.0, "kept_min": 0.3, "repeated": 0.0}
 
 

@@ -1,22 +1,23 @@
 """Accuracy on sounds from elsewhere: those of Debian packages, whose file names say what they are.
 
-    python -m training.elsewhere --packages DIR --fetch            # with apt, once; 1.5 GB go over the line
+    python -m training.elsewhere --packages DIR --fetch [--model best_model.pth]     # 1.5 GB by apt-get, once
     python -m training.elsewhere --packages DIR [--model best_model.pth] [--json PATH]
 
 Games and desktops bring barks, bells and rain of every length, rate and quality, recorded and cut by many people: the
 nearest to what visitors bring that anybody can fetch again. Which file is of which class stands in `elsewhere.csv`
-(label, package, path, sha256 of the file), decided by its name before any network had heard it. Nothing is trained on
-them. A file lies in DIR/PACKAGE/PATH, where `dpkg-deb -x PACKAGE*.deb DIR/PACKAGE` leaves it, too.
+(label, package, path, sha256 of the file) and was decided by the file's name, not by what a network said. No network
+is trained on them, but recipes are chosen with them in sight; that some are among the recordings of ESC-50 (both take
+from Freesound) is not excluded. A file lies in DIR/PACKAGE/PATH, where `dpkg-deb -x` leaves it, too.
 """
 
 import argparse
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from typing import Any
 from cnn.audio import AudioError
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
-from training.data import DataError, Row
-from training.evaluate import Answer, Report, check_place, logits_of, report, write_whole
+from training.data import DataError
+from training.evaluate import check_place, wilson, write_whole
 
 TABLE = Path(__file__).with_name("elsewhere.csv")
 # up to how many seconds; a network hears windows of five
@@ -44,124 +45,144 @@ class Sound:
     def file(self, packages: Path) -> Path:
         return packages / self.package / self.path
 
+    def there(self, packages: Path) -> bool:
+        file = self.file(packages)
+        return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == self.sha256
+
+
+@dataclass(frozen=True)
+class Heard:
+    sound: Sound
+    seconds: float
+    names: tuple[str, ...]  # the three likeliest; none where nothing was heard
+
 
 def read_table(path: Path = TABLE) -> list[Sound]:
     with path.open(newline="", encoding="utf-8") as file:
         return [Sound(**row) for row in csv.DictReader(file)]
 
 
-def check(sounds: Sequence[Sound], packages: Path) -> None:
-    """Raises DataError where a file is missing or is another than the one that the table was made of."""
-    missing = [s for s in sounds if not s.file(packages).is_file()]
-    if missing:
-        first, *more = sorted({s.package for s in missing})
-        among = f"{first} and {len(more)} more packages" if more else first
-        raise DataError(f"{packages} lacks {len(missing)} of {len(sounds)} sounds, of {among}: fetch them with --fetch "
-                        "where there is apt, or unpack Debian 12's packages there, each by dpkg-deb -x PACKAGE.deb "
-                        "DIR/PACKAGE")  # fmt: skip
-    for sound in sounds:
-        if hashlib.sha256(sound.file(packages).read_bytes()).hexdigest() != sound.sha256:
-            raise DataError(f"{sound.file(packages)} is another sound than Debian 12's: its package is of another "
-                            "version; remove the folder and fetch that of Debian 12 again")  # fmt: skip
-
-
 def fetch(sounds: Sequence[Sound], packages: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-    """The packages that are not whole in `packages`, one after the other; of each only the table's files are kept.
+    """Sees to it that every sound lies in `packages`; of a package only these are kept, other files stay as they are.
 
-    Each appears whole or not at all. Raises DataError.
+    A sound appears whole or not at all. Raises DataError or OSError.
     """
+    wanted: dict[str, list[Sound]] = {}
+    for sound in sorted(sounds, key=lambda s: (s.package, s.path)):
+        if not sound.there(packages):
+            wanted.setdefault(sound.package, []).append(sound)
     for tool in ("apt-get", "dpkg-deb"):
-        if not shutil.which(tool):
+        if wanted and not shutil.which(tool):
             raise DataError(f"there is no {tool} here: fetch the packages on a Debian 12 machine")
-    by_package: dict[str, list[Sound]] = {}
-    for sound in sounds:
-        by_package.setdefault(sound.package, []).append(sound)
-    wanted = {p: them for p, them in sorted(by_package.items()) if not all(s.file(packages).is_file() for s in them)}
-    for at, (package, them) in enumerate(wanted.items(), 1):
-        tell(f"{at} of {len(wanted)}: {package}")
-        packages.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=packages) as work:
-            _run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package], Path(work))
-            archive = next(Path(work).glob("*.deb"), None)
-            if archive is None:
-                raise DataError(f"apt-get brought no package {package}")
-            _run(["dpkg-deb", "-x", archive.name, "all"], Path(work))
-            for sound in them:
-                inside = Path(work) / "all" / sound.path
-                if not inside.is_file():
-                    raise DataError(f"{archive.name} holds no {sound.path}: it is of another version than Debian 12's")
-                kept = Path(work) / "kept" / sound.path
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                inside.replace(kept)
-            shutil.rmtree(packages / package, ignore_errors=True)
-            (Path(work) / "kept").replace(packages / package)
+    work = packages / ".fetching"
+    try:
+        for at, (package, lacking) in enumerate(wanted.items(), 1):
+            tell(f"{at} of {len(wanted)}: {package}")
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+            work.mkdir(parents=True)
+            _unpack(package, work)
+            for sound in lacking:
+                if not sound.there(work):
+                    raise DataError(f"package {package} holds no {sound.path}, or another: it is not Debian 12's")
+                sound.file(packages).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(sound.file(work), sound.file(packages))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(command: list[str], where: Path) -> None:
+def _unpack(package: str, work: Path) -> None:
+    """All of it in `work`/PACKAGE."""
+    _run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package], work, "apt-get update may help")
+    archive = next(work.glob("*.deb"), None)
+    if archive is None:
+        raise DataError(f"apt-get brought no package {package}")
+    _run(["dpkg-deb", "-x", archive.name, package], work, "is there room enough?")
+
+
+def _run(command: list[str], where: Path, advice: str) -> None:
     done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(f"{command[0]} failed: {said} (apt-get update may be needed first)")
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in said if line.startswith("E:")), said[-1])
+        raise DataError(f"{command[0]} failed: {reason} ({advice})")
 
 
-def measure(classifier: Classifier, sounds: Sequence[Sound], packages: Path) -> tuple[Report, dict[str, list[bool]]]:
-    """All together, and right or wrong by length ('under 1 s' ...). Classes that the network has not are left out.
-
-    Raises DataError or AudioError.
-    """
+def measure(classifier: Classifier, sounds: Sequence[Sound], packages: Path) -> list[Heard]:
+    """What the network names each sound of a class that it knows. Raises DataError, AudioError or OSError."""
     sounds = [s for s in sounds if s.label in classifier.labels]
-    check(sounds, packages)
-    found: list[Answer] = []
-    by_length: dict[str, list[bool]] = {name: [] for name in LENGTHS}
+    if not sounds:
+        raise DataError("none of the sounds is of a class that the network knows")
+    lacking = [s for s in sounds if not s.there(packages)]
+    if lacking:
+        raise DataError(f"{packages} lacks {len(lacking)} of {len(sounds)} sounds, or holds others in their place, the "
+                        f"first {lacking[0].file(packages)}: --fetch brings them where there is apt-get; elsewhere "
+                        f"unpack Debian 12's {lacking[0].package} there, by dpkg-deb -x")  # fmt: skip
+    heard: list[Heard] = []
     for at in range(0, len(sounds), BATCH):
         part = sounds[at : at + BATCH]
         for sound, said in zip(part, classifier.predict_batch([s.file(packages) for s in part]), strict=True):
-            found.append(Answer(Row(sound.file(packages), 0, sound.label), logits_of(classifier, said)))
-            length = next(name for name, end in LENGTHS.items() if said.clip.seconds < end)
-            by_length[length].append([x.name for x in said.labels[:1]] == [sound.label])
-    return report(found, classifier.labels, 0), by_length
+            heard.append(Heard(sound, said.clip.seconds, tuple(x.name for x in said.labels[:3])))
+    return heard
+
+
+def figures(heard: Sequence[Heard]) -> dict[str, Any]:
+    """As plain types: `accuracy` with its 95 % `interval`, `top3`, `per_class`, `mean_of_classes`, and `by_length`:
+    right ones and all."""
+    hits = [h.names[:1] == (h.sound.label,) for h in heard]
+    by_class: dict[str, list[bool]] = {}
+    by_length: dict[str, list[bool]] = {name: [] for name in LENGTHS}
+    for h, hit in zip(heard, hits, strict=True):
+        by_class.setdefault(h.sound.label, []).append(hit)
+        by_length[next(name for name, end in LENGTHS.items() if h.seconds < end)].append(hit)
+    per_class = {name: sum(x) / len(x) for name, x in sorted(by_class.items())}
+    return {
+        "sounds": len(heard),
+        "accuracy": sum(hits) / len(heard),
+        "interval": list(wilson(sum(hits), len(heard))),
+        "top3": sum(h.sound.label in h.names for h in heard) / len(heard),
+        "per_class": per_class,
+        "mean_of_classes": sum(per_class.values()) / len(per_class),
+        "by_length": {name: [sum(x), len(x)] for name, x in by_length.items()},
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """The figures as lines for people."""
+    low, high = (100 * x for x in found["interval"])
+    lengths = [f"{name} {100 * right / of:.0f} % of {of}" for name, (right, of) in found["by_length"].items() if of]
+    return (f"{100 * found['accuracy']:.2f} % of {found['sounds']} sounds from elsewhere (95 % interval {low:.1f}-"
+            f"{high:.1f} %), among the first three {100 * found['top3']:.2f} %, mean of the {len(found['per_class'])} "
+            f"classes {100 * found['mean_of_classes']:.2f} %\n{', '.join(lengths)}")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.elsewhere", description=__doc__.split("\n")[0])
     parser.add_argument("--packages", type=Path, required=True, help="where the packages' sounds lie or are to lie")
-    parser.add_argument("--fetch", action="store_true", help="fetch those that are not there, with apt-get")
+    parser.add_argument("--fetch", action="store_true", help="first fetch those that are not there, with apt-get")
     parser.add_argument("--model", help="best_model.pth; default: the network in the box")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures there, and what every sound was named")
     args = parser.parse_args(argv)
     try:
         if args.json:
             check_place(args.json)
-        sounds = read_table()
+        path = find(args.model)
+        classifier, sounds = Classifier.open(path, args.device), read_table()
         if args.fetch:
             fetch(sounds, args.packages, lambda line: print(line, file=sys.stderr, flush=True))
-        path = find(args.model)
-        result, by_length = measure(Classifier.open(path, args.device), sounds, args.packages)
-        print(f"{path}: {text(result, by_length)}")
+        heard = measure(classifier, sounds, args.packages)
+        found = figures(heard)
+        print(f"{path}: {text(found)}")
         if args.json:
-            write_whole(args.json, (json.dumps(_plain(result, by_length)) + "\n").encode())
+            rows = [vars(h.sound) | {"seconds": h.seconds, "names": list(h.names)} for h in heard]
+            write_whole(args.json, (json.dumps({"model": str(path)} | found | {"heard": rows}) + "\n").encode())
     except KeyboardInterrupt:
-        print("\nstopped: nothing is measured before all sounds are named", file=sys.stderr)
+        print("\nstopped: what has been fetched stays; nothing is measured before all are named", file=sys.stderr)
         return 130
     except (AudioError, CheckpointError, DataError, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0
-
-
-def text(result: Report, by_length: dict[str, list[bool]]) -> str:
-    """The figures as lines for people."""
-    low, high = result.interval()
-    parts = [f"{name} {100 * sum(hits) / len(hits):.0f} % of {len(hits)}" for name, hits in by_length.items() if hits]
-    by_class = 100 * sum(result.per_class.values()) / len(result.per_class)
-    return (f"{100 * result.accuracy:.2f} % of {result.clips} sounds from elsewhere (95 % interval {100 * low:.1f}-"
-            f"{100 * high:.1f} %), among the first three {100 * result.correct_top3 / result.clips:.2f} %, mean of the "
-            f"{len(result.per_class)} classes {by_class:.2f} %\n{', '.join(parts)}")  # fmt: skip
-
-
-def _plain(result: Report, by_length: dict[str, list[bool]]) -> dict[str, Any]:
-    return {**result.to_dict(), "by_length": {name: [sum(hits), len(hits)] for name, hits in by_length.items()}}
 
 
 if __name__ == "__main__":
