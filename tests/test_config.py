@@ -77,7 +77,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
     epochs = config.make("best-16k").epochs
-    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; late-16k: 320; long-16k: 320; ensemble-16k: 0;" in told
+    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; late-16k: 320; short-16k: 320; ensemble-16k: 0;" in told
     assert "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))
@@ -134,7 +134,7 @@ def test_growing_wants_the_same_classes_and_front_end_and_says_how_to_get_a_netw
     ):  # fmt: skip
         told = str(Missing(path, made(**fields), place))
         assert f"training.train --recipe {of} --data DIR --fold 2 --out {path.parent}" in told
-    for fields in ({}, {"recipe": "long-16k"}, {"recipe": "ensemble-16k", "groups": 2, "width": 64}):  # b: a relative
+    for fields in ({}, {"recipe": "short-16k"}, {"recipe": "ensemble-16k", "groups": 2, "width": 64}):  # b: a relative
         told = Missing(path, made(widen="a+b,c" if "groups" in fields else "a+b", **fields), 1)
         assert str(told).endswith("--widen PATH names another best_model.pth") and not told.settings
     checkpoint.save(checkpoint.Checkpoint(small, mel, labels, state, provenance={"folds_trained_on": [1]}), path)

@@ -122,10 +122,11 @@ def test_the_card_of_a_grown_network_says_from_what_it_grew(weights: Path, resul
     assert "`best-16k` with spared 1.0, at most 720 epochs, seed 1, commit" in both  # stem_stride is the preset's
     assert "`best-16k`, no training of its own; every" in both
     assert "- One fold and 2 seeds: a point" in both
-    late = dataclasses.asdict(config.make("late-16k"))
-    old = {k: v for k, v in late.items() if k not in config.YOUNG or k == "stem_stride"}
+    short = dataclasses.asdict(config.make("short-16k"))
+    old = {k: v for k, v in short.items() if k not in config.YOUNG or k == "stem_stride"}
     told_of_old = dataclasses.replace(still, provenance=ORIGIN | {"grown_from": [grown | {"recipe": old}]})
-    assert "`late-16k` with kept_min 0.3, mixup_sharpness 1.0, repeated 0.0," in card(told_of_old, weights, "a/b", None)
+    words = "`short-16k` with kept_min 0.3, mixup_sharpness 1.0, repeated 0.0,"
+    assert words in card(told_of_old, weights, "a/b", None)
     related = [two[0] | {"group": 0}, two[1] | {"group": 1}, two[1] | {"group": 1, "grown_from": [grown]}]
     grouped = dataclasses.replace(still, provenance=ORIGIN | {"grown_from": related})
     lineage = card(grouped, weights, "a/b")
