@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 
 from cnn.audio import AudioError
 from cnn.checkpoint import CheckpointError, find
-from cnn.classifier import Classifier, Prediction
+from cnn.classifier import Classifier
 from cnn.labels import ESC10, ESC50
 from training.data import DataError, Row, in_folds, noted, odd_clips, read_rows
 from training.splits import split
@@ -99,28 +99,26 @@ def clips_of(classifier: Classifier, data: Path, fold: int | None) -> list[Row]:
 
 
 def answers(classifier: Classifier, data: Path, fold: int | None) -> list[Answer]:
-    """The network's logits for every clip that `clips_of` names, in its order. Raises DataError or AudioError."""
+    """The network's logits for every clip that `clips_of` names, in its order.
+
+    Of a clip that was heard in several windows: the logarithm of its mean probabilities, which ranks and weighs the
+    classes as the app does. Raises DataError or AudioError.
+    """
     rows = clips_of(classifier, data, fold)
     found = []
     for at in range(0, len(rows), BATCH):
         part = rows[at : at + BATCH]
         for row, said in zip(part, classifier.predict_batch([r.path for r in part]), strict=True):
-            found.append(Answer(row, logits_of(classifier, said), noted(row, said.clip.notes)))
+            logits = said.logits.astype(np.float32)
+            heard = said.window_probabilities[said.window_probabilities.any(axis=1)]
+            if not said.labels:
+                logits = np.full(len(classifier.labels), np.nan, np.float32)
+            elif len(heard) > 1:
+                probability = {x.name: x.probability for x in said.labels}
+                mean = [max(probability[name], sys.float_info.min) for name in classifier.labels]
+                logits = np.log(mean).astype(np.float32)
+            found.append(Answer(row, logits, noted(row, said.clip.notes)))
     return found
-
-
-def logits_of(classifier: Classifier, said: Prediction) -> np.ndarray:
-    """(N,) float32; NaN where nothing was heard.
-
-    Of a clip that was heard in several windows: the logarithm of its mean probabilities, which ranks and weighs the
-    classes as the app does.
-    """
-    if not said.labels:
-        return np.full(len(classifier.labels), np.nan, np.float32)
-    if said.window_probabilities.any(axis=1).sum() == 1:
-        return said.logits.astype(np.float32)
-    mean = [max(said.probability(name), sys.float_info.min) for name in classifier.labels]
-    return np.log(mean).astype(np.float32)
 
 
 def warn_of_trained(classifier: Classifier, fold: int | None) -> None:
