@@ -17,7 +17,7 @@ from training.data import DataError
 from training.elsewhere import Sound
 
 APT = """#!/bin/sh
-[ "$1" = download ] && [ "$5" = game ] || { echo "E: Unable to locate package $5" >&2; exit 100; }
+[ "$1" = download ] && [ "$5" = game ] || { printf 'E: Unable to locate package %s\\nW: noise\\n' "$5" >&2; exit 100; }
 echo archive > game_1_all.deb
 """
 DPKG = """#!/bin/sh
@@ -27,12 +27,13 @@ DPKG = """#!/bin/sh
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """What the package holds: a short sound, one of six seconds, and a file that no table names."""
+    """What the package holds: a short sound, one of six seconds, which is a link, and a file that no table names."""
     root = tmp_path / "store"
     (root / "usr").mkdir(parents=True)
     rng = np.random.default_rng(0)
     soundfile.write(root / "usr" / "bark.wav", rng.normal(0, 0.1, 8_000), 16_000)
-    soundfile.write(root / "usr" / "rain.wav", rng.normal(0, 0.1, 6 * 16_000), 16_000)
+    soundfile.write(root / "usr" / "storm.wav", rng.normal(0, 0.1, 6 * 16_000), 16_000)
+    (root / "usr" / "rain.wav").symlink_to("storm.wav")
     (root / "usr" / "music.ogg").write_bytes(b"not wanted")
     return root
 
@@ -85,6 +86,7 @@ def test_what_lacks_or_has_changed_is_fetched_again_and_other_files_stay(
     sounds[0].file(packages).write_bytes(b"another")
     elsewhere.fetch(sounds, packages)
     assert all(s.there(packages) for s in sounds) and (packages / "game" / "usr" / "mine.txt").is_file()
+    assert hashlib.sha256(sounds[0].file(packages).read_bytes()).hexdigest() == sounds[0].sha256
     assert not (packages / ".fetching").exists()
 
 

@@ -85,7 +85,8 @@ def fetch(sounds: Sequence[Sound], packages: Path, tell: Callable[[str], None] =
                 if not sound.there(work):
                     raise DataError(f"package {package} holds no {sound.path}, or another: it is not Debian 12's")
                 sound.file(packages).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(sound.file(work), sound.file(packages))
+                shutil.copyfile(sound.file(work), work / "whole")  # in a package it may be a link
+                os.replace(work / "whole", sound.file(packages))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
