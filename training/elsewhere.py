@@ -57,8 +57,8 @@ class Heard:
     names: tuple[str, ...]  # the three likeliest; none where nothing was heard
 
 
-def read_table(path: Path = TABLE) -> list[Sound]:
-    with path.open(newline="", encoding="utf-8") as file:
+def read_table() -> list[Sound]:
+    with TABLE.open(newline="", encoding="utf-8") as file:
         return [Sound(**row) for row in csv.DictReader(file)]
 
 
