@@ -116,14 +116,13 @@ class LogMel(nn.Module):
     def to_db(self, power: Tensor) -> Tensor:
         """Mel power (B, F, T) -> dB (B, F, T), floored as the configuration says."""
         c = self.config
-        if not c.relative:
-            return 10.0 * power.clamp_min(10.0 ** (c.floor_db / 10.0)).log10()
-        db = 10.0 * power.clamp_min(1e-20).log10()
-        return (db - db.amax(dim=(-2, -1), keepdim=True)).clamp_min(c.floor_db)
+        least = 1e-20 if c.relative else 10.0 ** (c.floor_db / 10.0)
+        db = power.clamp_min(least).log10_().mul_(10.0)  # in place: in training new memory takes longer than the sum
+        return (db - db.amax(dim=(-2, -1), keepdim=True)).clamp_min_(c.floor_db) if c.relative else db
 
     def standardise(self, db: Tensor) -> Tensor:
         """dB (B, F, T) -> what the network sees (B, 1, F, T)."""
-        return ((db - self.config.mean) / self.config.std).unsqueeze(1)
+        return (db - self.config.mean).div_(self.config.std).unsqueeze(1)
 
     def db(self, waveform: Tensor) -> Tensor:
         """(B, N) -> dB (B, F, T): what a person is shown."""
