@@ -190,6 +190,8 @@ with parallel.started() as ranks:
     assert ranks.agreed(lambda: ranks.index) == 0
     if ranks.first:
         torch.save([told, learner.model.state_dict()], sys.argv[1])
+    parallel.tell("both say this")
+    parallel.tell(f"{ranks.index} says this")
 parallel.leave(0)
 """
 
@@ -211,6 +213,8 @@ def test_two_processes_compute_what_one_does_in_two_parts(tmp_path: Path):
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-8000:]
+    said = [line for line in done.stderr.splitlines() if line.endswith("this")]
+    assert sorted(said) == ["0 says this", "1 says this", "both say this"]
     told, state = torch.load(out, weights_only=True)
 
     learner = Learner(config.make("resnet34-16k", accumulate=2), network(), CPU, steps=6)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -82,6 +83,24 @@ def started() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local)
     finally:
         dist.destroy_process_group()
+
+
+def tell(line: str) -> None:
+    """To stderr, once a run: of several processes that have the same to say, the first one says it."""
+    if _first_to_say(line):
+        print(line, file=sys.stderr)
+
+
+def _first_to_say(line: str) -> bool:
+    """Asked of torchrun's own store: it is there before the group is, and when another process waits in it."""
+    env = os.environ
+    if int(env.get("WORLD_SIZE", "1")) == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), timeout=timedelta(seconds=10))
+        return store.add(f"said in start {env.get('TORCHELASTIC_RESTART_COUNT')}: {line}", 1) == 1
+    except dist.DistError:  # rather twice than not at all
+        return True
 
 
 def leave(code: int) -> NoReturn:

@@ -308,10 +308,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as e:
         told = f"{e.filename or args.out}: {e.strerror or e}"
-        print(f"error: {told}: check its permissions and the room there, or choose another --out", file=sys.stderr)
+        parallel.tell(f"error: {told}: check its permissions and the room there, or choose another --out")
         return 1
     except (ValueError, AudioError, DataError, TrainingError, checkpoint.CheckpointError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        parallel.tell(f"error: {e}")
         return 1
     if result:
         print(f"{result.checkpoint}: {100 * result.accuracy:.2f} % on fold {config.fold}, which was held out")
