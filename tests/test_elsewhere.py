@@ -110,15 +110,20 @@ def test_what_is_counted_is_what_the_app_would_say(
 ):
     packages = tmp_path / "packages"
     elsewhere.fetch(sounds, packages)
-    said = [tuple(x.name for x in tiny_classifier.predict(s.file(packages)).labels[:3]) for s in sounds]
+    answers = [tiny_classifier.predict(s.file(packages)).labels for s in sounds]
+    said, sure = [tuple(x.name for x in labels[:3]) for labels in answers], [x[0].probability for x in answers]
     heard = elsewhere.measure(tiny_classifier, [*sounds, Sound("harp", "game", "usr/harp.wav", "0")], packages)
     assert [h.names for h in heard] == said and [h.seconds for h in heard] == [0.5, 6.0]
+    assert [h.probability for h in heard] == pytest.approx(sure)
     first = Sound(said[0][0], "game", sounds[0].path, sounds[0].sha256)
     second = Sound(said[1][1], "game", sounds[1].path, sounds[1].sha256)
     found = elsewhere.figures(elsewhere.measure(tiny_classifier, [first, second], packages))
     assert (found["sounds"], found["accuracy"], found["top3"], found["mean_of_classes"]) == (2, 0.5, 1.0, 0.5)
     assert found["by_length"] == {"under 1 s": [1, 1], "1 to 2.5 s": [0, 0], "2.5 to 5 s": [0, 0],
                                   "5 s and more": [0, 1]}  # fmt: skip
+    assert found["confidence"] == pytest.approx(sum(sure) / 2) and found["named_right"] == 0.5
+    assert sum(b["n"] for b in found["reliability"]) == 2
+    assert f"given {50 * sum(sure):.1f} % in the mean and is right in 50.0 %" in elsewhere.text(found)
     assert "50.00 % of 2 sounds" in elsewhere.text(found) and "under 1 s 100 % of 1, 5 s" in elsewhere.text(found)
     with pytest.raises(DataError, match="none of the sounds is of a class that the network knows"):
         elsewhere.measure(tiny_classifier, [Sound("harp", "game", "usr/harp.wav", "0")], packages)
@@ -148,3 +153,12 @@ def test_the_command_tells_in_one_line_what_is_wrong_and_writes_what_it_prints(
 
     monkeypatch.setattr(elsewhere, "measure", stopped)
     assert elsewhere.main(ask) == 130 and capsys.readouterr().err.startswith("\nstopped: what has been fetched stays")
+
+
+def test_sounds_in_which_nothing_is_heard_are_wrong_names_but_no_sure_ones(sounds: list[Sound]):
+    silent, dog = elsewhere.Heard(sounds[0], 1.0, (), 0.0), elsewhere.Heard(sounds[0], 1.0, ("dog", "cow", "hen"), 0.8)
+    found = elsewhere.figures([silent, dog])
+    assert (found["accuracy"], found["confidence"], found["named_right"]) == (0.5, 0.8, 1.0)
+    assert found["ece"] == pytest.approx(0.2)
+    found = elsewhere.figures([silent])
+    assert found["confidence"] is found["ece"] is None and "nothing was heard in any" in elsewhere.text(found)

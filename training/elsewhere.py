@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnn.audio import AudioError
 from cnn.checkpoint import CheckpointError, find
 from cnn.classifier import Classifier
 from training.data import DataError
-from training.evaluate import check_place, wilson, write_whole
+from training.evaluate import check_place, reliability, wilson, write_whole
 
 TABLE = Path(__file__).with_name("elsewhere.csv")
 # up to how many seconds; a network hears windows of five
@@ -55,6 +57,7 @@ class Heard:
     sound: Sound
     seconds: float
     names: tuple[str, ...]  # the three likeliest; none where nothing was heard
+    probability: float  # of the first; 0 where nothing was heard
 
 
 def read_table() -> list[Sound]:
@@ -122,13 +125,15 @@ def measure(classifier: Classifier, sounds: Sequence[Sound], packages: Path) -> 
     for at in range(0, len(sounds), BATCH):
         part = sounds[at : at + BATCH]
         for sound, said in zip(part, classifier.predict_batch([s.file(packages) for s in part]), strict=True):
-            heard.append(Heard(sound, said.clip.seconds, tuple(x.name for x in said.labels[:3])))
+            first = said.labels[0].probability if said.labels else 0.0
+            heard.append(Heard(sound, said.clip.seconds, tuple(x.name for x in said.labels[:3]), first))
     return heard
 
 
 def figures(heard: Sequence[Heard]) -> dict[str, Any]:
-    """As plain types: `accuracy` with its 95 % `interval`, `top3`, `per_class`, `mean_of_classes`, and `by_length`:
-    right ones and all."""
+    """As plain types: `accuracy` with its 95 % `interval`, `top3`, `per_class`, `mean_of_classes`, `by_length`: right
+    ones and all; and of those in which something was heard `confidence`, the mean probability of the first name, and
+    `named_right`, with `reliability` and `ece` as training.evaluate has them. None of these where all were silent."""
     hits = [h.names[:1] == (h.sound.label,) for h in heard]
     by_class: dict[str, list[bool]] = {}
     by_length: dict[str, list[bool]] = {name: [] for name in LENGTHS}
@@ -136,6 +141,9 @@ def figures(heard: Sequence[Heard]) -> dict[str, Any]:
         by_class.setdefault(h.sound.label, []).append(hit)
         by_length[next(name for name, end in LENGTHS.items() if h.seconds < end)].append(hit)
     per_class = {name: sum(x) / len(x) for name, x in sorted(by_class.items())}
+    sure = np.array([h.probability for h in heard if h.names])
+    right = np.array([hit for h, hit in zip(heard, hits, strict=True) if h.names], bool)
+    bins, ece = reliability(sure, right)
     return {
         "sounds": len(heard),
         "accuracy": sum(hits) / len(heard),
@@ -144,6 +152,10 @@ def figures(heard: Sequence[Heard]) -> dict[str, Any]:
         "per_class": per_class,
         "mean_of_classes": sum(per_class.values()) / len(per_class),
         "by_length": {name: [sum(x), len(x)] for name, x in by_length.items()},
+        "confidence": float(sure.mean()) if len(sure) else None,
+        "named_right": float(right.mean()) if len(right) else None,
+        "reliability": bins,
+        "ece": ece,
     }
 
 
@@ -151,9 +163,14 @@ def text(found: dict[str, Any]) -> str:
     """The figures as lines for people."""
     low, high = (100 * x for x in found["interval"])
     lengths = [f"{name} {100 * right / of:.0f} % of {of}" for name, (right, of) in found["by_length"].items() if of]
+    sure = "nothing was heard in any of them"
+    if found["confidence"] is not None:
+        given, right, ece = (100 * found[key] for key in ("confidence", "named_right", "ece"))
+        sure = (f"the first name is given {given:.1f} % in the mean and is right in {right:.1f} %, expected "
+                f"calibration error {ece:.1f} points")  # fmt: skip
     return (f"{100 * found['accuracy']:.2f} % of {found['sounds']} sounds from elsewhere (95 % interval {low:.1f}-"
             f"{high:.1f} %), among the first three {100 * found['top3']:.2f} %, mean of the {len(found['per_class'])} "
-            f"classes {100 * found['mean_of_classes']:.2f} %\n{', '.join(lengths)}")  # fmt: skip
+            f"classes {100 * found['mean_of_classes']:.2f} %\n{', '.join(lengths)}\n{sure}")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,7 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         found = figures(heard)
         print(f"{path}: {text(found)}")
         if args.json:
-            rows = [vars(h.sound) | {"seconds": h.seconds, "names": list(h.names)} for h in heard]
+            rows = [vars(h.sound) | {"seconds": h.seconds, "names": list(h.names), "probability": h.probability}
+                    for h in heard]  # fmt: skip
             write_whole(args.json, (json.dumps({"model": str(path)} | found | {"heard": rows}) + "\n").encode())
     except KeyboardInterrupt:
         print("\nstopped: what has been fetched stays; nothing is measured before all are named", file=sys.stderr)

@@ -207,7 +207,9 @@ def recompute(predictions: Path) -> dict[str, Any]:
     truth = np.array([labels.index(a.row.label) for a in found])
     heard = ~np.isnan(logits).any(axis=1)
     logits, truth = logits[heard], truth[heard]
-    bins, ece = _reliability(logits, truth)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    confidence = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1, initial=0.0)
+    bins, ece = reliability(confidence, logits.argmax(axis=1) == truth)
     return {
         "folds": folds,
         "mean": statistics.fmean(accuracies),
@@ -232,11 +234,9 @@ def confusion(true: ArrayLike, named: ArrayLike, classes: int) -> np.ndarray:
     return counts
 
 
-def _reliability(logits: np.ndarray, truth: np.ndarray) -> tuple[list[dict[str, Any]], float | None]:
-    """(n, N), (n,) -> bins {from, to, n, confidence, accuracy} of equal width, and the ECE; None for no clip."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    confidence = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1, initial=0.0)
-    right = logits.argmax(axis=1) == truth
+def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[list[dict[str, Any]], float | None]:
+    """Of n first names their probabilities (n,) and whether they are right (n,) -> bins {from, to, n, confidence,
+    accuracy} of equal width, and the expected calibration error over them; None for no name."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows, gap = [], 0.0
     for b in range(BINS):
@@ -246,7 +246,7 @@ def _reliability(logits: np.ndarray, truth: np.ndarray) -> tuple[list[dict[str, 
         accuracy = float(right[inside].mean()) if n else None
         rows.append({"from": b / BINS, "to": (b + 1) / BINS, "n": n, "confidence": sure, "accuracy": accuracy})
         gap += abs(float(confidence[inside].sum()) - int(right[inside].sum()))
-    return rows, gap / len(truth) if len(truth) else None
+    return rows, gap / len(right) if len(right) else None
 
 
 def _esc10(labels: Sequence[str], logits: np.ndarray, truth: np.ndarray, n: int) -> dict[str, Any]:
