@@ -77,7 +77,7 @@ def test_help_tells_of_every_flag_what_it_means_what_it_is_and_what_it_can_be():
     assert told.count("(default: ") == len(dataclasses.fields(TrainConfig)) - 1
     assert "--schedule {onecycle,cosine} from max_lr / 25" in told and "--roll {true,false} start anywhere" in told
     epochs = config.make("best-16k").epochs
-    assert f"(default: 90; best-16k: {epochs}; clean-16k: 640; late-16k: 320; short-16k: 320; ensemble-16k: 0;" in told
+    assert f"(default: 90; best-16k: {epochs}; robust-16k: {epochs}; clean-16k: 640; late-16k: 320;" in told
     assert "(default: true; resnet34-44k: false;" in told
     with pytest.raises(ValueError, match="known are onecycle, cosine"):  # one sentence, not the usage of fifty flags
         config.from_flags(parser.parse_args(["--schedule", "linear"]))

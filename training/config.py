@@ -186,6 +186,8 @@ BEST: dict[str, Any] = {
     "mixup_end_share": 0.1, "lowpass": 0.3, "highpass": 0.15, "silence": 0.2, "noise": 0.35, "background": 0.25,
     "reverb": 0.1, "spared": 0.4,
 }  # fmt: skip
+# sounds as short as people cut them, often again and again; labels of mixes tell who has more power
+SHORT: dict[str, Any] = {"kept_min": 0.03, "repeated": 0.5, "mixup_sharpness": 2.0}
 LATE: dict[str, Any] = BEST | {"epochs": 320, "gentle": 0.0, "max_lr": 1.5e-3, "seed": 1}  # training on
 # what a recipe grows from, by the recipes that make it and as `widen` puts it
 PARENTS: dict[str, str] = {
@@ -203,13 +205,12 @@ def _grown_from(recipe: str) -> str:
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet34-16k": {},
     "best-16k": BEST,
-    # the same in another order: first without any defect of phones and rooms, then trained on with them
+    # more defects, and short sounds
+    "robust-16k": BEST | SHORT | {"silence": 0.4, "background": 0.35, "reverb": 0.2, "spared": 0.2},
+    # best-16k in another order: first without any defect of phones and rooms, then trained on with them
     "clean-16k": BEST | {"spared": 1.0, "epochs": 640, "seed": 1},
     "late-16k": LATE | {"widen": _grown_from("late-16k")},
-    # and sounds as short as people cut them, often again and again; labels of mixes tell who has more power
-    "short-16k": LATE | {
-        "silence": 0.6, "kept_min": 0.03, "repeated": 0.5, "mixup_sharpness": 2.0, "widen": _grown_from("short-16k"),
-    },
+    "short-16k": LATE | SHORT | {"silence": 0.6, "widen": _grown_from("short-16k")},
     # all three side by side in one network: a deep ensemble (Lakshminarayanan et al. 2016, arXiv 1612.01474)
     "ensemble-16k": BEST | {
         "width": 96, "groups": 3, "epochs": 0, "gentle": 0.0, "widen": _grown_from("ensemble-16k"),
