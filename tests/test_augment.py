@@ -174,10 +174,33 @@ def test_sounds_meet_in_the_picture_as_they_do_in_the_air():
     assert roughness(one + other).mean() < 0.8 * roughness(heard).mean()  # what power alone would have made
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 64, 300])
+def test_textures_are_stretches_of_their_table_evenly_spaced(count: int):
+    table = torch.arange(1000.0).repeat(5, 1)[:, 100:300]  # a view itself
+    found = augment.stretches(table, (count, 5, 30), rng())
+    assert found.shape == (count, 5, 30) and (count == 0 or (found.min() >= 100 and found.max() < 300))
+    starts = found[:, 0, 0]
+    assert torch.equal(found, (starts[:, None, None] + torch.arange(30.0)).expand(count, 5, 30))
+    assert count < 2 or (starts.diff() == 170 // count).all()
+    draws = rng()
+    assert len({float(augment.stretches(table, (3, 5, 30), draws)[0, 0, 0]) for _ in range(9)}) > 1
+
+
+def test_what_textures_are_cut_from_stays_as_it_is():
+    mel = MELS["16k"]
+    before = [table.clone() for table in augment.texture(mel)]
+    power = torch.rand(8, 128, 100, generator=torch.Generator().manual_seed(0))
+    settings = {"noise": 1.0, "background": 1.0, "reverb": 1.0, "silence": 1.0, "spared": 0.0, "mixup": 1.0}
+    made = config.make("best-16k", crop_frames=100, **settings)
+    augment.outside(power, made, mel, rng())
+    augment.augment(list(10 * power.log10()), torch.eye(8), LogMel(mel), made, True, rng())
+    assert all(torch.equal(*pair) for pair in zip(before, augment.texture(mel), strict=True))
+
+
 def test_sounds_that_cancel_out_leave_nothing_that_cannot_be_mixed_again():
     one = torch.rand(1, 128, 300, generator=torch.Generator().manual_seed(7))
     against = torch.full_like(one, -1.0)
-    left = augment.together(one * 1.0001, one, against.clone())
+    left = augment.together(one * 1.0001, one, against)
     assert left.max() < 1e-6 and augment.together(left, one, against).isfinite().all()
 
 

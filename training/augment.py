@@ -181,13 +181,16 @@ def texture(mel: MelConfig) -> tuple[Tensor, Tensor]:
 
 
 def stretches(table: Tensor, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """(B, F, T) of a table (F, TABLE), to be read only: from a random frame on, one begins as far after the other as
-    there is room. A view, for copying takes longer than all that is done with them."""
+    """(B, F, T) of a table (F, TABLE), to be read only: evenly spaced over it, the first from a random frame on.
+
+    A view, for copying takes longer than all that is done with them. Where many are asked for, neighbours share a part.
+    """
     count, bins, frames = shape
     step, rest = divmod(table.shape[1] - frames, max(count, 1))
     start = int(rng.integers(0, step + rest, endpoint=True))
     by_bin, by_frame = table.stride()
-    return table.as_strided((count, bins, frames), (step * by_frame, by_bin, by_frame), start * by_frame)
+    at = table.storage_offset() + start * by_frame
+    return table.as_strided((count, bins, frames), (step * by_frame, by_bin, by_frame), at)
 
 
 def together(one: Tensor, other: Tensor, meeting: Tensor) -> Tensor:

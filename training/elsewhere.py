@@ -1,13 +1,13 @@
-"""Accuracy on sounds from elsewhere: those of Debian packages, whose file names say what they are.
+"""Accuracy on sounds from elsewhere, and whether the percentages are true there.
 
     python -m training.elsewhere --packages DIR --fetch [--model best_model.pth]     # 1.5 GB by apt-get, once
     python -m training.elsewhere --packages DIR [--model best_model.pth] [--json PATH]
 
-Games and desktops bring barks, bells and rain of every length, rate and quality, recorded and cut by many people: the
-nearest to what visitors bring that anybody can fetch again. Which file is of which class stands in `elsewhere.csv`
-(label, package, path, sha256 of the file) and was decided by the file's name, not by what a network said. No network
-is trained on them, but recipes are chosen with them in sight; that some are among the recordings of ESC-50 (both take
-from Freesound) is not excluded. A file lies in DIR/PACKAGE/PATH, where `dpkg-deb -x` leaves it, too.
+Debian's packages of games and desktops bring barks, bells and rain of every length, rate and quality, recorded and cut
+by many people: the nearest to what visitors bring that anybody can fetch again. Which file is of which class stands in
+`elsewhere.csv` (label, package, path, sha256 of the file) and was decided by the file's name, not by what a network
+said. No network is trained on them, but recipes are chosen with them in sight; that some are among the recordings of
+ESC-50 (both take from Freesound) is not excluded. A file lies in DIR/PACKAGE/PATH, where `dpkg-deb -x` leaves it, too.
 """
 
 import argparse
@@ -133,7 +133,8 @@ def measure(classifier: Classifier, sounds: Sequence[Sound], packages: Path) -> 
 def figures(heard: Sequence[Heard]) -> dict[str, Any]:
     """As plain types: `accuracy` with its 95 % `interval`, `top3`, `per_class`, `mean_of_classes`, `by_length`: right
     ones and all; and of those in which something was heard `confidence`, the mean probability of the first name, and
-    `named_right`, with `reliability` and `ece` as training.evaluate has them. None of these where all were silent."""
+    `named_right`, with `reliability` and `ece` as training.evaluate has them: None, and bins of nothing, where nothing
+    was heard in any."""
     hits = [h.names[:1] == (h.sound.label,) for h in heard]
     by_class: dict[str, list[bool]] = {}
     by_length: dict[str, list[bool]] = {name: [] for name in LENGTHS}

@@ -3,10 +3,12 @@
 Several processes split each batch and compute what one process does with `accumulate` set to their number.
 """
 
+import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = 5.0  # seconds with a store that does not answer
 
 
 @dataclass(frozen=True)
@@ -86,21 +90,32 @@ def started() -> Iterator[Ranks]:
 
 
 def tell(line: str) -> None:
-    """To stderr, once a run: of several processes that have the same to say, the first one says it."""
+    """To stderr, once a start: of several processes that have the same to say, the first one says it."""
     if _first_to_say(line):
         print(line, file=sys.stderr)
 
 
 def _first_to_say(line: str) -> bool:
-    """Asked of torchrun's own store: it is there before the group is, and when another process waits in it."""
+    """Asked of torchrun's own store: it is there before the group is, and when another process waits in it.
+
+    Where it does not answer within seconds, yes: rather twice than not at all.
+    """
     env = os.environ
     if int(env.get("WORLD_SIZE", "1")) == 1 or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    try:
-        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), timeout=timedelta(seconds=10))
-        return store.add(f"said in start {env.get('TORCHELASTIC_RESTART_COUNT')}: {line}", 1) == 1
-    except dist.DistError:  # rather twice than not at all
-        return True
+    start = [env.get(key) for key in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")]
+    key = hashlib.sha256(repr((start, line)).encode()).hexdigest()
+    count: list[int] = []
+
+    def ask() -> None:
+        with suppress(dist.DistError):
+            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), timeout=timedelta(seconds=PATIENCE))
+            count.append(store.add(key, 1))
+
+    asking = threading.Thread(target=ask, daemon=True)  # the store's own timeout does not hold for its greeting
+    asking.start()
+    asking.join(PATIENCE)
+    return count in ([], [1])
 
 
 def leave(code: int) -> NoReturn:
