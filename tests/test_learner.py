@@ -171,6 +171,15 @@ def test_processes_on_a_gpu_share_what_lies_on_the_cpu_too(monkeypatch):
     assert kinds == {"cpu": "gloo", "cuda": "nccl"}
 
 
+def test_who_draws_batches_otherwise_gives_resume_states_a_new_number():
+    """Else a run that was cut off would go on with other sounds than it would have had, and say nothing."""
+    mel = MelConfig()
+    every = {"noise": 1.0, "background": 1.0, "reverb": 1.0, "silence": 1.0, "spared": 0.0, "mixup": 1.0, "gentle": 0.0}
+    made = config.make("robust-16k", batch_size=4, **every)
+    feed = Feed(torch.zeros(4, mel.n_mels, mel.frames), [0, 1, 2, 3], torch.arange(4), 4, LogMel(mel), made)
+    assert (state.FORMAT, feed.batch(1, 0).seed) == ("audio-cnn-resume/9", 3813665871770897114)
+
+
 def test_the_average_of_decay_zero_is_the_last_network():
     learner = Learner(config.make("resnet34-16k", average=0.0), network(), CPU, steps=4)
     learner.step(batch())

@@ -22,7 +22,7 @@ from training.config import CHOSEN, TrainConfig, differences
 from training.data import Row
 from training.parallel import ALONE, Ranks
 
-FORMAT = "audio-cnn-resume/8"  # 8: batches are drawn otherwise, an older run would not end as it began
+FORMAT = "audio-cnn-resume/9"  # 9: batches are drawn otherwise, an older run would not end as it began
 FREE = ("checkpoint_every", "device")  # may change on the way: the first changes nothing, the second the rounding
 SPARE = 10_000_000  # bytes for TensorBoard's files and what zip archives add
 
